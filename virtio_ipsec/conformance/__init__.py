@@ -1,0 +1,1 @@
+"""The suite: clauses, cases, verdicts, runner, reports. Asks any device, knows none."""

@@ -1,0 +1,1 @@
+"""The device model, sans-IO: status, features, admin commands, objects, flow filter, transmit, receive."""

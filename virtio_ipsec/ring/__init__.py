@@ -1,0 +1,1 @@
+"""Bounds-checked guest memory; split and packed virtqueues, device side and driver side."""
