@@ -1,0 +1,1 @@
+"""The specification as data: clauses, struct layouts, the ambiguity ledger and the dialect differences."""
