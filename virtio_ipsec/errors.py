@@ -165,6 +165,7 @@ class Reason(StrEnum):
     BAD_NEXT_HEADER = "bad_next_header"
     BAD_INNER = "bad_inner"
     DUMMY = "dummy"
+    CONGESTION = "congestion"  # marked outside, not ECN-capable inside: RFC 6040 4.2 demands the drop
     NOT_IPSEC = "not_ipsec"
     FRAGMENT = "fragment"
     # packet form
