@@ -1,0 +1,138 @@
+"""A live SA: its parameters, keyed transform, sequence numbers, replay window, lifetimes and counters.
+
+One object alone holds that state; MODIFY changes parameters and never sets a counter back (ledger E40): a
+sequence number used twice under one key is a nonce used twice.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+
+from ..crypto.reference import AhTransform, EspTransform, ah_transform, esp_transform
+from ..errors import PacketError, Reason
+from . import ip
+from .lifetime import LifetimeCounters
+from .outer import TunnelHeader
+from .params import BadSaParameters as BadSaParameters
+from .params import SaParams as SaParams
+from .replay import ReplayWindow
+
+_LAST_32 = 0xFFFFFFFF
+_LAST_64 = 0xFFFFFFFFFFFFFFFF
+
+
+class _Sa:
+    """What both directions share. ``stats`` counts refused packets by reason."""
+
+    def __init__(self, params: SaParams) -> None:
+        self.params = params
+        self.lifetime = LifetimeCounters(params.lifetime)
+        self.stats: Counter[Reason] = Counter()
+        self._esp: EspTransform | None = None
+        self._ah: AhTransform | None = None
+        if params.protocol == ip.AH:
+            self._ah = ah_transform(params.suite, params.auth_key, params.salt)
+        else:
+            self._esp = esp_transform(params.suite, params.cipher_key, params.auth_key, params.salt)
+
+    @property
+    def packets(self) -> int:
+        """Packets that passed every check."""
+        return self.lifetime.packets
+
+    @property
+    def bytes(self) -> int:
+        """Octets of those packets that went through the algorithm (see :mod:`.lifetime`)."""
+        return self.lifetime.bytes
+
+    @property
+    def soft_expired(self) -> bool:
+        """Whether a soft limit is reached; stays so unless MODIFY raises the limit."""
+        return self.lifetime.soft_expired
+
+    @property
+    def esp(self) -> EspTransform:
+        """Keyed transform of an ESP SA."""
+        assert self._esp is not None  # noqa: S101 - see check_usable
+        return self._esp
+
+    @property
+    def ah(self) -> AhTransform:
+        """Keyed transform of an AH SA."""
+        assert self._ah is not None  # noqa: S101 - see check_usable
+        return self._ah
+
+    def check_usable(self) -> None:
+        """PacketError UNKNOWN_SA after :meth:`wipe`, HARD_LIFETIME at a hard limit."""
+        if self._esp is None and self._ah is None:
+            raise PacketError(Reason.UNKNOWN_SA, "the SA was destroyed")
+        self.lifetime.check()
+
+    def update(self, params: SaParams) -> None:
+        """MODIFY: take over ``params``; BadSaParameters, and no change, if they touch what is fixed (E40)."""
+        field = self.params.changes_forbidden(params)
+        if field:
+            raise BadSaParameters(field, "cannot be changed while the SA lives")
+        self.params = params
+        self.lifetime.limits = params.lifetime
+
+    def wipe(self) -> None:
+        """Forget the keys; the SA processes nothing any more. Python keeps no stronger promise."""
+        for transform in (self._esp, self._ah):
+            if transform is not None:
+                transform.wipe()
+        self._esp = self._ah = None
+        self.params = replace(self.params, salt=b"", cipher_key=b"", auth_key=b"")
+
+
+class OutboundSa(_Sa):
+    """``sequence`` is the number used last. ``rng``: once for the base of counter IVs, else per packet."""
+
+    def __init__(self, params: SaParams, rng: Callable[[int], bytes]) -> None:
+        super().__init__(params)
+        self.sequence = params.first_sequence - 1
+        self._last = _LAST_64 if params.esn else _LAST_32
+        self._rng = rng
+        self._iv_base = int.from_bytes(rng(8)) if params.suite.counter_iv else 0
+        self.tunnel_header = _tunnel_header(params)
+
+    def next_sequence(self) -> int:
+        """Take the next number; PacketError SEQUENCE_OVERFLOW behind the last one (RFC 4303 3.3.3)."""
+        if self.sequence >= self._last:
+            raise PacketError(Reason.SEQUENCE_OVERFLOW, "the sequence numbers of the SA are used up")
+        self.sequence += 1
+        return self.sequence
+
+    def iv(self, sequence: int) -> bytes:
+        """IV of a packet: base + sequence number where it must not repeat, else random (E70)."""
+        suite = self.params.suite
+        if suite.counter_iv:
+            return ((self._iv_base + sequence) & _LAST_64).to_bytes(8)
+        return self._rng(suite.iv_len) if suite.iv_len else b""
+
+    def update(self, params: SaParams) -> None:
+        super().update(params)
+        self.tunnel_header = _tunnel_header(params)
+
+
+class InboundSa(_Sa):
+    """``window`` is the anti-replay window; a wider one after MODIFY keeps what was seen."""
+
+    def __init__(self, params: SaParams) -> None:
+        super().__init__(params)
+        self.window = ReplayWindow(params.replay_window, esn=params.esn, first=params.first_sequence)
+
+    def update(self, params: SaParams) -> None:
+        super().update(params)
+        self.window.resize(params.replay_window)
+
+
+def sequence_high(params: SaParams, sequence: int) -> bytes | None:
+    """Upper half of an extended sequence number, 4 octets; None without ESN."""
+    return (sequence >> 32).to_bytes(4) if params.esn else None
+
+
+def _tunnel_header(params: SaParams) -> TunnelHeader | None:
+    return TunnelHeader(params.tunnel, params.options) if params.tunnel else None
