@@ -13,16 +13,14 @@ theirs when the last reference goes. Python gives no stronger promise.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from hmac import compare_digest
 from typing import Protocol as Interface
 
-from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
-from cryptography.hazmat.primitives.ciphers.aead import AESCCM, AESGCM, ChaCha20Poly1305
 
 from ..errors import IntegrityError, PacketError, Reason, VirtioIpsecError
 from ..wire.numbers import AeadAlgo, CipherAlgo
+from .aeads import NonceAead
 from .algorithms import Kind, Protocol, Suite, UnsupportedAlgorithm
 from .macs import MACS
 
@@ -191,42 +189,6 @@ def _aead_aad(header: bytes, seq_hi: bytes | None) -> bytes:
     return header if seq_hi is None else header[:4] + seq_hi + header[4:]
 
 
-class _Aead(Interface):
-    def encrypt(self, nonce: bytes, data: bytes, associated_data: bytes | None) -> bytes: ...
-
-    def decrypt(self, nonce: bytes, data: bytes, associated_data: bytes | None) -> bytes: ...
-
-
-_AEADS: dict[int, Callable[[bytes], _Aead]] = {
-    AeadAlgo.GCM: AESGCM,
-    AeadAlgo.CCM: lambda key: AESCCM(key, tag_length=16),
-    AeadAlgo.CHACHA20_POLY1305: ChaCha20Poly1305,
-}
-
-
-class _NonceAead:
-    """An AEAD whose nonce is salt || IV (RFC 4106 4, RFC 4309 4, RFC 4543 3.2, RFC 7634 2)."""
-
-    __slots__ = ("_engine", "_salt")
-
-    def __init__(self, engine: _Aead, salt: bytes) -> None:
-        self._engine = engine
-        self._salt = bytearray(salt)
-
-    def encrypt(self, iv: bytes, data: bytes, aad: bytes) -> bytes:
-        return self._engine.encrypt(bytes(self._salt) + iv, data, aad)
-
-    def decrypt(self, iv: bytes, data: bytes, aad: bytes) -> bytes:
-        try:
-            return self._engine.decrypt(bytes(self._salt) + iv, data, aad)
-        except InvalidTag:
-            raise IntegrityError from None
-
-    def wipe(self) -> None:
-        del self._engine
-        self._salt[:] = bytes(len(self._salt))
-
-
 class _AeadTransform(_EspKeyed):
     """AES-GCM (RFC 4106), AES-CCM (RFC 4309), ChaCha20-Poly1305 (RFC 7634)."""
 
@@ -234,7 +196,7 @@ class _AeadTransform(_EspKeyed):
 
     def __init__(self, suite: Suite, cipher_key: bytes, salt: bytes) -> None:
         super().__init__(suite)
-        self._aead = _NonceAead(_AEADS[suite.cipher_algo](cipher_key), salt[: suite.salt_len])
+        self._aead = NonceAead(suite.cipher_algo, cipher_key, salt[: suite.salt_len])
 
     def seal(self, header: bytes, seq_hi: bytes | None, iv: bytes, plaintext: bytes) -> bytes:
         self._check_seal(header, seq_hi, iv, plaintext)
@@ -249,13 +211,16 @@ class _AeadTransform(_EspKeyed):
 
 
 class _GmacTransform(_EspKeyed):
-    """ENCR_NULL_AUTH_AES_GMAC: the AAD is SPI to next header, IV included (RFC 4543 3.3, erratum 1821)."""
+    """ENCR_NULL_AUTH_AES_GMAC: nothing is encrypted, the AAD is SPI to next header (RFC 4543 3.3).
+
+    The IV is part of it: RFC 4543 leaves that unclear, the GMAC example of draft-mcgrew-gcm-test-01 settles it.
+    """
 
     __slots__ = ("_aead",)
 
     def __init__(self, suite: Suite, auth_key: bytes, salt: bytes) -> None:
         super().__init__(suite)
-        self._aead = _NonceAead(AESGCM(auth_key), salt)
+        self._aead = NonceAead(AeadAlgo.GCM, auth_key, salt)
 
     def seal(self, header: bytes, seq_hi: bytes | None, iv: bytes, plaintext: bytes) -> bytes:
         self._check_seal(header, seq_hi, iv, plaintext)
@@ -351,7 +316,7 @@ class _AhGmacTransform(_AhKeyed):
 
     def __init__(self, suite: Suite, auth_key: bytes, salt: bytes) -> None:
         super().__init__(suite)
-        self._aead = _NonceAead(AESGCM(auth_key), salt)
+        self._aead = NonceAead(AeadAlgo.GCM, auth_key, salt)
 
     def icv(self, data: bytes, iv: bytes = b"") -> bytes:
         self._check_iv(iv)
