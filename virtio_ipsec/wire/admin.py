@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from virtio_ipsec.errors import WireError
-from virtio_ipsec.wire.codec import Data, Headed, Record, hexadecimal, le16, le32, le64, named, reserved
+from virtio_ipsec.wire.codec import Data, Headed, Record
+from virtio_ipsec.wire.fields import hexadecimal, le16, le32, le64, named, reserved
 from virtio_ipsec.wire.numbers import AdminQualifier, AdminStatus, CapId, GroupType, Opcode, ResourceType
 
 _ID_LIMIT = 0x10000

@@ -1,8 +1,4 @@
-"""What every codec offers, and the fixed-size record on top of ``construct``.
-
-Only this file touches ``construct``. A structure is a tuple of :class:`Field`, written in the order and with
-the names of the specification; from it come the construct definition, the byte layout and the annotated
-view. All structures are packed (virtio v1.4 1.4) and little-endian.
+"""What every codec offers, and the codecs that serve more than one structure.
 
 Reading rule of the administration queue (AVQ-DEV-01): bytes that would be read past the end of the input are
 zero. ``Codec.parse`` follows it; ``complete=True`` (a reader that must not invent data, such as a driver) and
@@ -11,153 +7,27 @@ zero. ``Codec.parse`` follows it; ``complete=True`` (a reader that must not inve
 
 from __future__ import annotations
 
-import struct
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from enum import IntEnum, IntFlag
-from functools import cached_property
 from typing import Any, Generic, TypeVar
 
-import construct
-
 from virtio_ipsec.errors import WireError
+from virtio_ipsec.wire.fields import (
+    Field,
+    FieldLayout,
+    FieldView,
+    Members,
+    field_layout,
+    field_views,
+    octets,
+    reserved,
+    u8,
+)
+
+__all__ = ["Codec", "Counted", "Data", "FieldLayout", "FieldView", "Headed", "Lengthed", "Record", "trailing"]
 
 T = TypeVar("T")
 Data = bytes | bytearray | memoryview
-
-_UINTS: Mapping[int, construct.Construct[Any, Any]] = {
-    1: construct.Int8ul,
-    2: construct.Int16ul,
-    4: construct.Int32ul,
-    8: construct.Int64ul,
-}
-
-
-@dataclass(frozen=True, slots=True)
-class FieldLayout:
-    """Where a field lies: byte offset in the structure and size in bytes (None: it varies)."""
-
-    name: str
-    offset: int
-    size: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class FieldView:
-    """One field of some bytes, for people. ``raw`` may be shorter than ``size`` when the input is cut.
-
-    For a secret field ``text`` says only how long it is; ``raw`` still holds the bytes and stays out of repr.
-    """
-
-    name: str
-    offset: int
-    size: int
-    raw: bytes = field(repr=False)
-    text: str
-    secret: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Field:
-    """One member of a structure. ``kind``: ``uint`` (1, 2, 4 or 8 bytes), ``octets`` or ``reserved``.
-
-    ``name`` is the specification's (dotted for a member of an unnamed inner struct), ``attribute`` the value
-    class's. ``show`` turns the value into text.
-    """
-
-    name: str
-    size: int
-    kind: str
-    show: Callable[[Any], str]
-    secret: bool = False
-    inner: Codec[Any] | None = None
-    attribute: str = ""
-
-
-def number(value: int) -> str:
-    """Decimal text."""
-    return str(value)
-
-
-def hexadecimal(value: int) -> str:
-    """Hexadecimal text."""
-    return hex(value)
-
-
-def hex_bytes(value: bytes) -> str:
-    """Bytes as hexadecimal digits."""
-    return value.hex()
-
-
-def named(enum: type[IntEnum]) -> Callable[[int], str]:
-    """Text of a value of ``enum``; unknown values keep their number."""
-
-    def show(value: int) -> str:
-        known = enum._value2member_map_.get(value)
-        return f"{known._name_} ({value:#x})" if known is not None else f"unknown ({value:#x})"
-
-    return show
-
-
-def flagged(enum: type[IntFlag]) -> Callable[[int], str]:
-    """Text of a mask whose bits are the members of ``enum``."""
-    return _bits({int(member): member.name or "" for member in enum})
-
-
-def bit_numbers(enum: type[IntEnum]) -> Callable[[int], str]:
-    """Text of a mask in which bit n stands for the member of ``enum`` with value n."""
-    return _bits({1 << member: member.name for member in enum})
-
-
-def _bits(names: Mapping[int, str]) -> Callable[[int], str]:
-    def show(value: int) -> str:
-        set_bits = [1 << n for n in range(value.bit_length()) if value >> n & 1]
-        parts = [names.get(bit, f"bit {bit.bit_length() - 1}") for bit in set_bits]
-        return f"{'|'.join(parts) or 'none'} ({value:#x})"
-
-    return show
-
-
-def _uint(size: int, name: str, show: Callable[[int], str], to: str) -> Field:
-    return Field(name, size, "uint", show, attribute=to or name)
-
-
-def u8(name: str, show: Callable[[int], str] = number, *, to: str = "") -> Field:
-    """An 8-bit number. ``to``: the attribute of the value, when it is not called ``name``."""
-    return _uint(1, name, show, to)
-
-
-def le16(name: str, show: Callable[[int], str] = number, *, to: str = "") -> Field:
-    """A 16-bit little-endian number."""
-    return _uint(2, name, show, to)
-
-
-def le32(name: str, show: Callable[[int], str] = number, *, to: str = "") -> Field:
-    """A 32-bit little-endian number."""
-    return _uint(4, name, show, to)
-
-
-def le64(name: str, show: Callable[[int], str] = number, *, to: str = "") -> Field:
-    """A 64-bit little-endian number."""
-    return _uint(8, name, show, to)
-
-
-def octets(
-    name: str, size: int, show: Callable[[bytes], str] = hex_bytes, *, to: str = "", secret: bool = False
-) -> Field:
-    """``size`` bytes in order."""
-    return Field(name, size, "octets", show, secret, attribute=to or name)
-
-
-def reserved(name: str, size: int) -> Field:
-    """Bytes written as zero and ignored when read."""
-    return Field(name, size, "reserved", hex_bytes)
-
-
-def nested(name: str, codec: Codec[Any]) -> Field:
-    """A member that is itself a structure of fixed size; ``Members`` hands it on as bytes."""
-    return Field(name, codec.fixed_size, "octets", hex_bytes, inner=codec, attribute=name)
 
 
 class Codec(ABC, Generic[T]):
@@ -169,6 +39,8 @@ class Codec(ABC, Generic[T]):
     """Bytes of the part that is always there."""
     size: int | None
     """Bytes of the whole structure; None when it varies."""
+    zero_extends: bool = True
+    """Whether ``parse`` takes missing bytes for zeros."""
 
     @abstractmethod
     def build(self, value: T) -> bytes:
@@ -187,14 +59,14 @@ class Codec(ABC, Generic[T]):
         """The annotated fields from ``at`` on and the offset just behind the structure. Never raises."""
 
     def parse(self, data: Data, *, complete: bool = False, exact: bool = False) -> T:
-        """The value in ``data``; missing bytes count as zero, surplus bytes are ignored.
+        """The value in ``data``; missing bytes count as zero if ``zero_extends``, surplus bytes are ignored.
 
         ``complete`` refuses missing bytes, ``exact`` surplus bytes as well. WireError also when the bytes
         cannot form the value.
         """
         plain = bytes(data)
         value, end = self.read(plain, 0)
-        if end > len(plain) and (complete or exact):
+        if end > len(plain) and (complete or exact or not self.zero_extends):
             raise WireError(f"{self.name}: {len(plain)} bytes where {end} are needed")
         if end < len(plain) and exact:
             raise WireError(f"{self.name}: {len(plain)} bytes where {end} are expected")
@@ -214,100 +86,6 @@ def trailing(data: bytes, at: int) -> list[FieldView]:
         return []
     text = f"{len(rest)} zero bytes" if not any(rest) else rest.hex()
     return [FieldView("trailing", at, len(rest), rest, text)]
-
-
-def field_views(
-    fields: Sequence[Field], data: bytes, at: int, prefix: str = ""
-) -> tuple[list[FieldView], int]:
-    """Annotated ``fields`` laid one after the other from ``at``; stops where the input ends."""
-    views: list[FieldView] = []
-    for each in fields:
-        raw = data[at : at + each.size]
-        if raw and each.inner is not None:
-            views += each.inner.views(data[: at + each.size], at, f"{prefix}{each.name}.")[0]
-        elif raw:
-            views.append(FieldView(prefix + each.name, at, each.size, raw, _text(each, raw), each.secret))
-        at += each.size
-    return views, at
-
-
-def _text(each: Field, raw: bytes) -> str:
-    if each.secret:
-        text = f"{len(raw)} secret bytes"
-    elif each.kind == "reserved":
-        text = raw.hex() if any(raw) else "0"
-    else:
-        whole = raw.ljust(each.size, b"\0")
-        text = each.show(int.from_bytes(whole, "little") if each.kind == "uint" else whole)
-    return text if len(raw) == each.size else f"{text} (cut: {len(raw)} of {each.size} bytes)"
-
-
-def field_layout(fields: Sequence[Field], at: int = 0, prefix: str = "") -> list[FieldLayout]:
-    """Offsets and sizes of ``fields``, nested structures spelt out with dotted names."""
-    rows: list[FieldLayout] = []
-    for each in fields:
-        if each.inner is None:
-            rows.append(FieldLayout(prefix + each.name, at, each.size))
-        else:
-            rows += [
-                FieldLayout(f"{prefix}{each.name}.{row.name}", at + row.offset, row.size)
-                for row in each.inner.layout()
-            ]
-        at += each.size
-    return rows
-
-
-class Members:
-    """The construct definition of a run of fields: member values to bytes and back.
-
-    construct's compiler makes it about three times faster and takes about 2 ms, so it runs at first use.
-    """
-
-    def __init__(self, name: str, fields: Sequence[Field]) -> None:
-        self.name = name
-        self.fields = tuple(fields)
-        self.size = sum(each.size for each in fields)
-        self._octets = tuple((f.attribute, f.size) for f in fields if f.kind == "octets")
-        self.attributes = tuple(f.attribute for f in fields if f.kind != "reserved")
-
-    @property
-    def definition(self) -> construct.Construct[Any, Any]:
-        """The construct ``Struct``, not compiled."""
-        return construct.Struct(*(self._member(each) for each in self.fields))
-
-    @staticmethod
-    def _member(each: Field) -> construct.Construct[Any, Any]:
-        if each.kind == "reserved":
-            return construct.Padding(each.size)
-        kind = _UINTS[each.size] if each.kind == "uint" else construct.Bytes(each.size)
-        return each.attribute / kind
-
-    @cached_property
-    def _compiled(self) -> construct.Construct[Any, Any]:
-        return self.definition.compile()
-
-    def pack(self, members: Mapping[str, Any]) -> bytes:
-        """Bytes of the members. WireError when one does not fit."""
-        for name, size in self._octets:
-            # The compiled definition does not check this itself.
-            if len(members[name]) != size:
-                raise WireError(f"{self.name}.{name}: {len(members[name])} bytes where {size} are needed")
-        try:
-            return self._compiled.build(members)
-        except (struct.error, construct.ConstructError) as error:
-            raise WireError(f"{self.name}: {self._misfit(members)}") from error
-
-    def _misfit(self, members: Mapping[str, Any]) -> str:
-        for each in self.fields:
-            value = members.get(each.attribute)
-            if each.kind == "uint" and not (isinstance(value, int) and 0 <= value < 1 << 8 * each.size):
-                return f"{each.name} = {value!r} does not fit {each.size} bytes"
-        return "a member does not fit"
-
-    def unpack(self, data: bytes, at: int) -> Mapping[str, Any]:
-        """Members of the bytes from ``at`` on, zeros standing in for missing ones."""
-        members: Mapping[str, Any] = self._compiled.parse(data[at : at + self.size].ljust(self.size, b"\0"))
-        return members
 
 
 class Record(Codec[T]):
@@ -387,6 +165,60 @@ class Headed(Codec[T]):
         if rest:
             views.append(FieldView(prefix + self.tail, end, len(rest), rest, rest.hex()))
         return views, max(end, len(data))
+
+
+class Lengthed(Codec[T]):
+    """A fixed head whose one-byte member ``length`` says how many bytes follow it.
+
+    ``tail`` is the name of those bytes in the specification, ``to`` the attribute that holds them.
+    """
+
+    size = None
+
+    def __init__(
+        self,
+        name: str,
+        fields: Sequence[Field],
+        value_type: Callable[..., T],
+        *,
+        length: str,
+        tail: str,
+        to: str = "",
+        zero_extends: bool = True,
+    ) -> None:
+        self.name = name
+        self.members = Members(name, fields)
+        self.fixed_size = self.members.size
+        self.value_type = value_type
+        self.length = length
+        self.tail = tail
+        self.to = to or tail
+        self.zero_extends = zero_extends
+        self._attributes = tuple(name for name in self.members.attributes if name != length)
+        self._length_at = next(row.offset for row in field_layout(fields) if row.name == length)
+
+    def build(self, value: T) -> bytes:
+        tail: bytes = getattr(value, self.to)
+        if len(tail) > 255:
+            raise WireError(f"{self.name}: {self.tail} of {len(tail)} bytes does not fit a one-byte length")
+        members = {name: getattr(value, name) for name in self._attributes}
+        return self.members.pack({**members, self.length: len(tail)}) + tail
+
+    def read(self, data: bytes, at: int) -> tuple[T, int]:
+        members = self.members.unpack(data, at)
+        start = at + self.fixed_size
+        end = start + members[self.length]
+        arguments = {name: members[name] for name in self._attributes}
+        arguments[self.to] = data[start:end].ljust(end - start, b"\0")
+        return self.value_type(**arguments), end
+
+    def layout(self) -> tuple[FieldLayout, ...]:
+        return (*field_layout(self.members.fields), FieldLayout(self.tail, self.fixed_size, None))
+
+    def views(self, data: bytes, at: int, prefix: str = "") -> tuple[list[FieldView], int]:
+        length_at = at + self._length_at
+        length = data[length_at] if length_at < len(data) else 0
+        return field_views((*self.members.fields, octets(self.tail, length)), data, at, prefix)
 
 
 class Counted(Codec[T]):

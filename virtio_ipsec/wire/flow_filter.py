@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from virtio_ipsec.errors import WireError
-from virtio_ipsec.wire.codec import (
-    Codec,
-    Counted,
+from virtio_ipsec.wire.codec import Codec, Counted, Lengthed, Record
+from virtio_ipsec.wire.fields import (
     FieldLayout,
     FieldView,
-    Members,
-    Record,
     field_layout,
     field_views,
     flagged,
@@ -87,51 +82,6 @@ class FfRule:
     keys: bytes = b""
 
 
-class _Sized(Codec[Any]):
-    """A fixed head, one byte of which says how many bytes follow it."""
-
-    size = None
-
-    def __init__(self, name: str, members: Members, value_type: type, length: str, tail: str) -> None:
-        self.name = name
-        self.members = members
-        self.fixed_size = members.size
-        self.value_type = value_type
-        self.length = length
-        self.tail = tail
-        self._length_at = next(row.offset for row in field_layout(members.fields) if row.name == length)
-
-    def build(self, value: Any) -> bytes:
-        tail: bytes = getattr(value, self.tail)
-        if len(tail) > 255:
-            raise WireError(f"{self.name}: {self.tail} of {len(tail)} bytes does not fit a one-byte length")
-        members = {name: getattr(value, name) for name in self.members.attributes if name != self.length}
-        return self.members.pack({**members, self.length: len(tail)}) + tail
-
-    def read(self, data: bytes, at: int) -> tuple[Any, int]:
-        members = self.members.unpack(data, at)
-        start = at + self.fixed_size
-        end = start + members[self.length]
-        arguments: Mapping[str, Any] = {
-            name: members[name] for name in self.members.attributes if name != self.length
-        }
-        tail = data[start:end].ljust(end - start, b"\0")
-        return self.value_type(**arguments, **{self.tail: tail}), end
-
-    def layout(self) -> tuple[FieldLayout, ...]:
-        return (*field_layout(self.members.fields), FieldLayout(self.tail, self.fixed_size, None))
-
-    def views(self, data: bytes, at: int, prefix: str = "") -> tuple[list[FieldView], int]:
-        views, start = field_views(self.members.fields, data, at, prefix)
-        length_at = at + self._length_at
-        length = data[length_at] if length_at < len(data) else 0
-        raw = data[start : start + length]
-        if raw:
-            cut = f" (cut: {len(raw)} of {length} bytes)" if len(raw) < length else ""
-            views.append(FieldView(prefix + self.tail, start, length, raw, raw.hex() + cut))
-        return views, start + length
-
-
 class _ActionCap(Codec[FfActionCap]):
     """A count and that many action numbers. 0 is no action, so missing ones are not read as zero."""
 
@@ -177,17 +127,14 @@ FF_RESOURCE_CAP = Record(
     FfResourceCap,
 )
 
-SELECTOR: Codec[Selector] = _Sized(
+SELECTOR = Lengthed(
     "virtio_net_ff_selector",
-    Members(
-        "virtio_net_ff_selector",
-        (
-            u8("type", named(SelectorType)),
-            u8("flags", flagged(SelectorFlag)),
-            reserved("reserved", 2),
-            u8("length"),
-            reserved("reserved1", 3),
-        ),
+    (
+        u8("type", named(SelectorType)),
+        u8("flags", flagged(SelectorFlag)),
+        reserved("reserved", 2),
+        u8("length"),
+        reserved("reserved1", 3),
     ),
     Selector,
     length="length",
@@ -204,20 +151,17 @@ FF_CLASSIFIER = Counted(
     "virtio_net_resource_obj_ff_classifier", "selectors", SELECTOR, FfClassifier, "selectors"
 )
 
-FF_RULE: Codec[FfRule] = _Sized(
+FF_RULE = Lengthed(
     "virtio_net_resource_obj_ff_rule",
-    Members(
-        "virtio_net_resource_obj_ff_rule",
-        (
-            le32("group_id"),
-            le32("classifier_id"),
-            u8("rule_priority"),
-            u8("key_length"),
-            u8("action", named(FfAction)),
-            reserved("reserved", 1),
-            le16("vq_index"),
-            reserved("reserved1", 2),
-        ),
+    (
+        le32("group_id"),
+        le32("classifier_id"),
+        u8("rule_priority"),
+        u8("key_length"),
+        u8("action", named(FfAction)),
+        reserved("reserved", 1),
+        le16("vq_index"),
+        reserved("reserved1", 2),
     ),
     FfRule,
     length="key_length",

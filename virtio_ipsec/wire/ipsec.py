@@ -11,11 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from virtio_ipsec.errors import WireError
-from virtio_ipsec.wire.codec import (
-    Codec,
-    Counted,
+from virtio_ipsec.wire.codec import Codec, Counted, Record
+from virtio_ipsec.wire.fields import (
     Field,
-    Record,
     bit_numbers,
     flagged,
     hexadecimal,

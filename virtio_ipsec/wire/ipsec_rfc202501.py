@@ -5,7 +5,7 @@ Sizes: capability entry 40, tunnel parameters 42, SA object 166 bytes, all packe
 
 from __future__ import annotations
 
-from virtio_ipsec.wire.codec import le16, le32, le64, named, nested
+from virtio_ipsec.wire.fields import le16, le32, le64, named, nested
 from virtio_ipsec.wire.ipsec import SA_HEAD, SaCodec, cipher_or_aead, key_blob, mode_cap, sa_cap
 from virtio_ipsec.wire.numbers import MacAlgo
 from virtio_ipsec.wire.tunnel import TunnelParamCodec

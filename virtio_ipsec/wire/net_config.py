@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from virtio_ipsec.wire.codec import Record, flagged, le16, le32, octets, u8
+from virtio_ipsec.wire.codec import Record
+from virtio_ipsec.wire.fields import flagged, le16, le32, octets, u8
 from virtio_ipsec.wire.numbers import HashType, NetStatus
 
 

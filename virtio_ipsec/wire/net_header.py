@@ -10,9 +10,8 @@ from dataclasses import dataclass, fields
 from enum import IntFlag
 
 from virtio_ipsec.errors import WireError
-from virtio_ipsec.wire.codec import (
-    Codec,
-    Data,
+from virtio_ipsec.wire.codec import Codec, Data
+from virtio_ipsec.wire.fields import (
     Field,
     FieldLayout,
     FieldView,
@@ -99,6 +98,7 @@ class NetHdrCodec(Codec[NetHdr]):
 
     name = "virtio_net_hdr"
     size: int
+    zero_extends = False
 
     def __init__(self, members: tuple[Field, ...]) -> None:
         self._fields = members
@@ -107,7 +107,7 @@ class NetHdrCodec(Codec[NetHdr]):
         letters = {("uint", 1): "B", ("uint", 2): "H", ("uint", 4): "I", ("reserved", 2): "2x"}
         self._struct = struct.Struct("<" + "".join(letters[each.kind, each.size] for each in members))
         self.size = self.fixed_size = self._struct.size
-        # Positional arguments are what makes this fast: one index into the unpacked members per attribute.
+        # The members that are there are the first of NetHdr's, save in the RFC's header with its resource id.
         self._in_order = self._names == _DEFAULTS[: len(self._names)]
 
     def build(self, value: NetHdr) -> bytes:
@@ -121,16 +121,14 @@ class NetHdrCodec(Codec[NetHdr]):
             raise WireError(f"{self.name}: {error}") from error
 
     def read(self, data: bytes, at: int) -> tuple[NetHdr, int]:
-        return self._value(self._struct.unpack_from(data, at)), at + self.size
-
-    def _value(self, members: tuple[int, ...]) -> NetHdr:
-        return NetHdr(*members) if self._in_order else NetHdr(**dict(zip(self._names, members, strict=True)))
+        return self.parse(data[at:]), at + self.size
 
     def parse(self, data: Data, *, complete: bool = True, exact: bool = False) -> NetHdr:
-        """The header at the start of ``data``, any buffer. WireError when it is cut: nothing is made up."""
+        """The header at the start of ``data``, any buffer. WireError when it is cut, ``complete`` or not."""
         if len(data) < self.size or (exact and len(data) != self.size):
             raise WireError(f"{self.name}: {len(data)} bytes where {self.size} are needed")
-        return self._value(self._struct.unpack_from(data))
+        members = self._struct.unpack_from(data)
+        return NetHdr(*members) if self._in_order else NetHdr(**dict(zip(self._names, members, strict=True)))
 
     def layout(self) -> tuple[FieldLayout, ...]:
         return tuple(field_layout(self._fields))

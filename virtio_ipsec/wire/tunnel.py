@@ -12,8 +12,8 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Any, Literal
 
 from virtio_ipsec.errors import WireError
-from virtio_ipsec.wire.codec import (
-    Codec,
+from virtio_ipsec.wire.codec import Codec
+from virtio_ipsec.wire.fields import (
     Field,
     FieldLayout,
     FieldView,
