@@ -1,22 +1,27 @@
 """What the control plane decides and the data plane reads: one mutable record per device.
 
 The control plane (admin commands, control virtqueue, status) writes; ``transmit``, ``receive``, ``steering``,
-``offloads`` and ``flow_filter`` only read it, except for ``counters`` and the runtime SAs, which count for
-themselves.
+``offloads`` and ``flow_filter`` only read it, except for ``counters``, ``flows``, the
+compiled filter, and the runtime SAs, which count for themselves.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from virtio_ipsec.device.config import DeviceConfig
-from virtio_ipsec.device.counters import Counters
-from virtio_ipsec.ipsec.sa import InboundSa, OutboundSa
-from virtio_ipsec.wire.dialect import Dialect
-from virtio_ipsec.wire.flow_filter import FfClassifier, FfGroup, FfRule
-from virtio_ipsec.wire.net_header import NetHdrCodec
-from virtio_ipsec.wire.numbers import Feature, has
+from ..ipsec.sa import InboundSa, OutboundSa
+from ..wire.dialect import Dialect
+from ..wire.flow_filter import FfClassifier, FfGroup, FfRule
+from ..wire.net_header import NetHdrCodec
+from ..wire.numbers import Feature, has
+from .config import DeviceConfig
+from .counters import Counters
+
+if TYPE_CHECKING:
+    from .flow_filter import FlowFilter
+    from .steering import FlowMemory
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +75,8 @@ class FilterObjects:
     classifiers: dict[int, FfClassifier] = field(default_factory=dict)
     rules: dict[int, FfRule] = field(default_factory=dict)
     generation: int = 0
+    #: The rules compiled for look-up, and which generation they are: the receive path's own.
+    compiled: FlowFilter | None = None
 
 
 @dataclass(slots=True)
@@ -95,6 +102,8 @@ class DataPlaneContext:
     guest_offloads: int = 0
     #: Receive queue numbers (0-based pair index) that are enabled: written by ``rings``. None: all.
     live_rx_queues: set[int] | None = None
+    #: Flows that automatic steering has learned from what was sent; forgotten at reset.
+    flows: FlowMemory | None = None
     counters: Counters = field(default_factory=Counters)
 
     def has(self, feature: Feature) -> bool:

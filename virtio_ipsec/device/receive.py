@@ -1,0 +1,234 @@
+"""From a wire frame to a receive buffer (virtio v1.4 5.1.6.4, Flow filter, IPsec Operation).
+
+Order (NET-FF-DEV-15): receive mode, MAC and VLAN filters; flow filter; RSS or automatic steering for what no
+rule has directed. A rule's IPSEC action opens the packet, RECIRCULATE also sends the result through the rules
+once more (ledger E58). What the header says (checksum, hash, offsets) is about the delivered frame (E63).
+
+A packet that fails IPsec is delivered as it came, marked SECURITY and SECURITY_ERR, or dropped where the
+configuration says so (E53); never does plaintext leave without its integrity checked. An IPSEC action on a
+packet without an IPsec header (IKE on port 4500, a fragment: E65, E66) changes nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..errors import PacketError, Reason
+from ..ipsec.process import IpsecHeader, find_spi, inbound
+from ..ipsec.sa import InboundSa
+from ..wire.flow_filter import FfRule
+from ..wire.net_header import NetHdr
+from ..wire.numbers import Feature, FfAction, HdrFlag, ResourceType, has
+from .checksum import transport_checksum_ok
+from .flow_filter import FlowFilter
+from .frame import ETHERNET_HEADER, IPV4, IPV6, FrameView, view
+from .state import DataPlaneContext, Received
+from .steering import FlowMemory, admits, choose_queue, packet_hash
+
+_ETHERTYPES = {4: IPV4.to_bytes(2, "big"), 6: IPV6.to_bytes(2, "big")}
+_IPSEC_ACTIONS = frozenset((int(FfAction.IPSEC), int(FfAction.IPSEC_RECIRCULATE)))
+_DATA_VALID = int(HdrFlag.DATA_VALID)
+_INBOUND_TYPE = int(ResourceType.NET_IPSEC_INB_SA)
+#: Authenticated packets whose proper treatment is to vanish (RFC 4303 2.6, RFC 6040 4.2).
+_VANISH = frozenset((Reason.DUMMY, Reason.CONGESTION))
+
+
+@dataclass(slots=True)
+class Packet:
+    """A frame on its way through the receive path, and what has been done to it.
+
+    ``flags`` holds the security flags only; the resource fields go with SECURITY (E51, E52).
+    """
+
+    frame: bytes
+    headers: FrameView
+    flags: int = 0
+    resource_id: int = 0
+    resource_type: int = 0
+
+
+class Receiver:
+    """The receive path of one device; all state is in the context."""
+
+    __slots__ = ("ctx",)
+
+    def __init__(self, ctx: DataPlaneContext) -> None:
+        self.ctx = ctx
+
+    def receive(self, frame: bytes) -> list[Received]:
+        """What one wire frame becomes: one buffer, or nothing. Never raises, whatever the frame."""
+        try:
+            received = self.process(frame)
+        except PacketError as error:
+            self.ctx.counters.refuse_rx(error.reason)
+            return []
+        self.ctx.counters.add("rx_frames")
+        self.ctx.counters.add("rx_bytes", len(received.buffer) - self.ctx.header.size)
+        return [received]
+
+    def process(self, frame: bytes) -> Received:
+        """As :meth:`receive`, but a frame that is dropped is a PacketError."""
+        ctx = self.ctx
+        if len(frame) < ETHERNET_HEADER:
+            raise PacketError(Reason.MALFORMED, "no Ethernet header")
+        if not admits(frame, ctx.rx_filter, ctx.features):
+            raise PacketError(Reason.FILTERED)
+        packet = Packet(frame, view(frame))
+        queue = self.apply_rules(packet)
+        hashed = self.hash(packet)
+        if queue is None:
+            queue = self.steer(packet, hashed)
+        return Received(queue, self.header(packet, hashed) + packet.frame)
+
+    def match(self, packet: Packet) -> FfRule | None:
+        """The flow filter rule for ``packet`` as it is now."""
+        filters = self.ctx.filters
+        if not filters.rules:
+            return None
+        if filters.compiled is None or filters.compiled.generation != filters.generation:
+            filters.compiled = FlowFilter(filters)
+        return filters.compiled.match(packet.frame, packet.headers)
+
+    def apply_rules(self, packet: Packet) -> int | None:
+        """Do what the rules say to ``packet``; the queue they direct it to, or None for steering to choose.
+
+        At most two passes, whatever the rules: the action of the second is final (E58).
+        """
+        rule = self.match(packet)
+        if rule is None:
+            if self.ctx.dialect.sa_lookup_without_rule:
+                self.open(packet, required=False)
+            return None
+        opened = self.act(packet, rule)
+        if rule.action == FfAction.IPSEC_RECIRCULATE and opened:
+            rule = self.match(packet)
+            if rule is None:
+                return None
+            self.act(packet, rule)
+        return self.directed(rule)
+
+    def act(self, packet: Packet, rule: FfRule) -> bool:
+        """Drop or IPsec, as the rule says. True when the packet was opened."""
+        if rule.action == FfAction.DROP:
+            raise PacketError(Reason.RULE_DROP)
+        return rule.action in _IPSEC_ACTIONS and self.open(packet, required=True)
+
+    def directed(self, rule: FfRule) -> int | None:
+        """The receive queue of a DIRECT_RX_VQ rule; IPsec actions leave it to steering: None (E59).
+
+        ``vq_index`` counts virtqueues: receiveqN is 2(N-1). A reset queue drops (NET-FF-DEV-10).
+        """
+        if rule.action != FfAction.DIRECT_RX_VQ:
+            return None
+        queue = rule.vq_index >> 1
+        live = self.ctx.live_rx_queues
+        if live is not None and queue not in live:
+            raise PacketError(Reason.QUEUE_DISABLED, f"receive queue {queue} is not enabled")
+        return queue
+
+    def open(self, packet: Packet, *, required: bool) -> bool:
+        """IPsec processing in place; True when ``packet`` now holds the plaintext.
+
+        The SA is found by protocol and SPI (E57). Without one the packet is in error if a rule wanted it
+        opened (``required``), else left alone.
+        """
+        ctx = self.ctx
+        headers = packet.headers
+        if not headers.version or not ctx.has(Feature.NET_F_IPSEC):
+            return False
+        found = find_spi(packet.frame[headers.l3 : headers.end])
+        if found is None:
+            ctx.counters.add("rx_not_ipsec")
+            return False
+        entry = ctx.inbound_by_spi.get((found.protocol, found.spi))
+        if entry is None:
+            if required:
+                self.fail(packet, Reason.UNKNOWN_SA)
+            return False
+        return self.open_with(packet, found, *entry)
+
+    def open_with(self, packet: Packet, found: IpsecHeader, ident: int, sa: InboundSa) -> bool:
+        """Process ``packet`` with inbound SA number ``ident``."""
+        headers = packet.headers
+        try:
+            result = inbound(sa, packet.frame[headers.l3 : headers.end], found)
+        except PacketError as error:
+            if error.reason is Reason.NOT_IPSEC:
+                self.ctx.counters.add("rx_not_ipsec")
+            elif error.reason in _VANISH:
+                raise
+            else:
+                self.fail(packet, error.reason, ident, sa)
+            return False
+        l2 = packet.frame[: headers.l3 - 2]
+        packet.frame = l2 + _ETHERTYPES[result.packet[0] >> 4] + result.packet
+        packet.headers = view(packet.frame, headers.l3)
+        packet.flags = self.ctx.dialect.flag_security | self.soft_flag(sa)
+        packet.resource_id = ident
+        packet.resource_type = _INBOUND_TYPE
+        self.ctx.counters.add("rx_opened")
+        return True
+
+    def fail(self, packet: Packet, reason: Reason, ident: int = 0, sa: InboundSa | None = None) -> None:
+        """Mark ``packet`` as in error, its bytes as they are, or drop it where so configured (E53).
+
+        What an earlier pass has opened keeps naming the SA that opened it (E58).
+        """
+        if self.ctx.config.drop_error_packets:
+            raise PacketError(reason)
+        self.ctx.counters.refuse_rx(reason)
+        if not packet.flags and sa is not None:
+            packet.resource_id = ident
+            packet.resource_type = _INBOUND_TYPE
+            packet.flags = self.soft_flag(sa)
+        packet.flags |= self.ctx.dialect.error_flags
+
+    def soft_flag(self, sa: InboundSa) -> int:
+        """SOFT_EXPIRY_WARN from the packet that reaches the limit on (E55)."""
+        return self.ctx.dialect.flag_soft_expiry if sa.soft_expired else 0
+
+    def hash(self, packet: Packet) -> tuple[int, int]:
+        """(`hash_value`, `hash_report`) when RSS or HASH_REPORT wants one."""
+        steering = self.ctx.steering
+        if not steering.rss and not self.ctx.has(Feature.NET_F_HASH_REPORT):
+            return 0, 0
+        return packet_hash(packet.frame, packet.headers, steering.hash_types, steering.key)
+
+    def steer(self, packet: Packet, hashed: tuple[int, int]) -> int:
+        """The receive queue by RSS or automatic steering."""
+        ctx = self.ctx
+        if ctx.flows is None:
+            ctx.flows = FlowMemory()
+        queue = choose_queue(
+            ctx.steering, ctx.flows, ctx.live_rx_queues, packet.frame, packet.headers, hashed
+        )
+        if queue is None:
+            raise PacketError(Reason.QUEUE_DISABLED, "the receive queue is not enabled")
+        return queue
+
+    def header(self, packet: Packet, hashed: tuple[int, int]) -> bytes:
+        """`virtio_net_hdr` of the delivered frame, for one buffer."""
+        ctx = self.ctx
+        flags = packet.flags
+        if has(ctx.guest_offloads, Feature.NET_F_GUEST_CSUM) and transport_checksum_ok(
+            packet.frame, packet.headers
+        ):
+            flags |= _DATA_VALID
+        reports_hash = ctx.has(Feature.NET_F_HASH_REPORT)
+        reports_offset = ctx.has(Feature.NET_F_OUT_NET_HEADER) and packet.headers.version
+        return ctx.header.build(
+            NetHdr(
+                flags=int(flags),
+                num_buffers=1,
+                hash_value=hashed[0] if reports_hash else 0,
+                hash_report=hashed[1] if reports_hash else 0,
+                outer_nh_offset=packet.headers.l3 if reports_offset else 0,
+                resource_id=packet.resource_id,
+                resource_type=packet.resource_type,
+            )
+        )
+
+
+def receive(ctx: DataPlaneContext, frame: bytes) -> list[Received]:
+    """Receive buffers for one wire frame; see :class:`Receiver`."""
+    return Receiver(ctx).receive(frame)
