@@ -2,24 +2,156 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
-from virtio_ipsec.wire.dialect import V14, Dialect
+from ..crypto.algorithms import ah_masks, esp_masks
+from ..errors import ConfigError
+from ..wire.dialect import V14, Dialect
+from ..wire.flow_filter import FfActionCap, FfResourceCap, FfSelectorCap, Selector
+from ..wire.ipsec import IpsecResourceCap, IpsecSaCap, ModeCap
+from ..wire.numbers import FfAction, HashType, IpsecMode, IpsecOption, SelectorFlag, SelectorType
+from .features import IMPLEMENTED, acceptable, unmet
+
+#: Bytes of the packet header that each selector type covers (virtio v1.4 5.1.6.7.2.2).
+SELECTOR_SIZES = {
+    SelectorType.ETH: 14,
+    SelectorType.IPV4: 20,
+    SelectorType.IPV6: 40,
+    SelectorType.TCP: 20,
+    SelectorType.UDP: 8,
+    SelectorType.ESP: 8,
+}
+
+_TUNNEL_ONLY = IpsecOption.COPY_DSCP | IpsecOption.DEC_TTL | IpsecOption.COPY_DF | IpsecOption.ECN
+_ALL_OPTIONS = IpsecOption.ESN | IpsecOption.UDP_ENCAP | IpsecOption.SA_LIFETIME | _TUNNEL_ONLY
+#: Option bits that mean something in each mode: UDP encapsulation is for ESP (INF-22), the header rules for
+#: tunnels (E67).
+MODE_OPTIONS = {
+    IpsecMode.ESP_TUNNEL: _ALL_OPTIONS,
+    IpsecMode.ESP_TRANSPORT: _ALL_OPTIONS & ~_TUNNEL_ONLY,
+    IpsecMode.AH_TUNNEL: _ALL_OPTIONS & ~IpsecOption.UDP_ENCAP,
+    IpsecMode.AH_TRANSPORT: _ALL_OPTIONS & ~_TUNNEL_ONLY & ~IpsecOption.UDP_ENCAP,
+}
+_ESP_MODES = (IpsecMode.ESP_TUNNEL, IpsecMode.ESP_TRANSPORT)
+
+
+def full_sa_cap(max_replay_win_sz: int = 4096) -> IpsecSaCap:
+    """All four modes with every algorithm of the registry (AH is offered: E69)."""
+    modes = []
+    for mode in IpsecMode:
+        masks = esp_masks() if mode in _ESP_MODES else ah_masks()
+        modes.append(
+            ModeCap(
+                mode=mode,
+                max_replay_win_sz=max_replay_win_sz,
+                options=int(MODE_OPTIONS[mode]),
+                cipher_algo=masks.cipher,
+                hmac_algo=masks.hmac,
+                aead_algo=masks.aead,
+                max_cipher_key_len=masks.max_cipher_key,
+                max_auth_key_len=masks.max_auth_key,
+            )
+        )
+    return IpsecSaCap(tuple(modes))
+
+
+def full_selector_cap() -> FfSelectorCap:
+    """Every selector type, every header field, partial masks allowed."""
+    return FfSelectorCap(
+        tuple(Selector(t, SelectorFlag.PARTIAL_MASK, b"\xff" * SELECTOR_SIZES[t]) for t in SelectorType)
+    )
+
+
+_IPSEC_LIMITS = IpsecResourceCap(inb_sa_limit=65536, outb_sa_limit=65536)
+_FF_LIMITS = FfResourceCap(
+    groups_limit=64,
+    classifiers_limit=256,
+    rules_limit=4096,
+    rules_per_group_limit=4096,
+    last_rule_priority=255,
+    selectors_per_classifier_limit=3,
+)
+_FF_ACTIONS = FfActionCap(tuple(FfAction))
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceConfig:
-    """Settings fixed for the life of a device.
+    """Settings fixed for the life of a device; ConfigError when they contradict the specification.
 
     The switches choose between readings of the ambiguity ledger; each names its entry.
     """
 
     dialect: Dialect = V14
+    #: Feature bits offered (those that the dialect knows), up to bit 127; closed under the dependency table
+    #: (BAS-FEAT-07).
+    features: int = IMPLEMENTED
+
     mac: bytes = bytes.fromhex("020000000001")
+    #: Bytes of an IP packet, 68..65535.
     mtu: int = 9000
+    #: Mbit/s.
+    speed: int = 100_000
     max_queue_pairs: int = 8
+    #: Descriptors per queue; a power of two.
     queue_size: int = 256
+    rss_max_key_size: int = 40
+    rss_max_indirection_table_length: int = 128
+    supported_hash_types: int = int(~HashType(0))
+    #: Virtual functions of an enabled SR-IOV group; 0 is a plain function without that group (ADM-DEV-17).
+    num_vfs: int = 0
+
+    ipsec_limits: IpsecResourceCap = _IPSEC_LIMITS
+    sa_cap: IpsecSaCap = field(default_factory=full_sa_cap)
+    ff_limits: FfResourceCap = _FF_LIMITS
+    ff_selectors: FfSelectorCap = field(default_factory=full_selector_cap)
+    ff_actions: FfActionCap = _FF_ACTIONS
+    #: SAs of both directions that the device has room for; CREATE answers ENOSPC beyond (RO-DEV-07).
+    #: None: the limits alone decide.
+    sa_table_size: int | None = None
+
     #: E53: False delivers a packet that failed IPsec as it came, flags SECURITY|SECURITY_ERR; True drops it.
     drop_error_packets: bool = False
-    #: E41: False echoes keys and salt in QUERY as the text demands; True answers zeroed keys.
+    #: E41: False echoes keys and salt in QUERY as the text demands; True answers zeros in their place.
     zero_keys_in_query: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what a conforming device must not offer."""
+        if len(self.mac) != 6 or self.mac[0] & 1:
+            raise ConfigError("mac: six bytes, unicast")
+        if not 68 <= self.mtu <= 65535:
+            raise ConfigError(f"mtu {self.mtu}: 68 to 65535")
+        if not 1 <= self.max_queue_pairs <= 0x8000:
+            raise ConfigError(f"max_queue_pairs {self.max_queue_pairs}: 1 to 32768")
+        if not 1 <= self.queue_size <= 0x8000 or self.queue_size & (self.queue_size - 1):
+            raise ConfigError(f"queue_size {self.queue_size}: a power of two up to 32768")
+        if (
+            not 40 <= self.rss_max_key_size <= 255
+            or not 128 <= self.rss_max_indirection_table_length <= 0xFFFF
+        ):
+            raise ConfigError("rss_max_key_size: 40 to 255; rss_max_indirection_table_length: 128 to 65535")
+        self._check_features()
+
+    def _check_features(self) -> None:
+        if unknown := self.features & ~IMPLEMENTED:
+            raise ConfigError(f"features {unknown:#x} are not implemented")
+        if broken := unmet(self.offered_features):
+            raise ConfigError("offered without what they need: " + ", ".join(f.name for f in broken))
+        if not acceptable(self.offered_features, self.offered_features):
+            raise ConfigError("VERSION_1 is not offered")
+
+    @property
+    def offered_features(self) -> int:
+        """``features`` as far as the dialect defines them."""
+        return self.features & self.dialect.known_features
+
+    @property
+    def offered_sa_cap(self) -> IpsecSaCap:
+        """``sa_cap`` with the option bits that the dialect defines."""
+        known = self.dialect.ipsec_options
+        return IpsecSaCap(tuple(replace(mode, options=mode.options & known) for mode in self.sa_cap.modes))
+
+    @property
+    def offered_selectors(self) -> FfSelectorCap:
+        """``ff_selectors`` of the types that the dialect defines."""
+        known = self.dialect.selector_types
+        return FfSelectorCap(tuple(s for s in self.ff_selectors.selectors if s.type in known))

@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
-from virtio_ipsec.errors import Reason
+from ..errors import Reason
 
 
 class Counters:
-    """Named event counts. Absent names read as zero; nothing ever counts down.
+    """Named event counts. Absent names read as zero; nothing ever counts down, not even a device reset.
 
+    Control path names: ``admin_commands``, ``admin_errors``, ``control_errors``.
     Packet path names: ``tx_frames``/``tx_bytes`` and ``rx_frames``/``rx_bytes`` (frames that left or were
     delivered), ``tx_sealed``, ``rx_opened``, and ``tx_refused_<reason>``/``rx_refused_<reason>``.
     """
@@ -38,7 +39,3 @@ class Counters:
     def snapshot(self) -> Mapping[str, int]:
         """All counts that are not zero."""
         return dict(self._counts)
-
-    def clear(self) -> None:
-        """Device reset."""
-        self._counts.clear()

@@ -1,11 +1,250 @@
 """The device: joins status, features, admin commands, control queue and the packet path. Sans-IO.
 
-How the packet path is called::
-
-    transmit.transmit(ctx: DataPlaneContext, buffer: bytes, queue: int) -> list[bytes]     # wire frames
-    receive.receive(ctx: DataPlaneContext, frame: bytes) -> list[Received]
-
+The packet path is ``Transmitter(context).transmit(buffer, queue)`` and ``Receiver(context).receive(frame)``.
 ``rings.Rings(device)`` binds virtqueues to the byte level methods of this class: it calls ``device.admin``,
 ``device.control``, ``device.transmit`` and ``device.receive`` and nothing below them, and
 ``device.needs_reset()`` when a ring breaks its rules. ``Device.reset`` calls ``rings.reset()``.
 """
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+from ..errors import DeviceStateError, NoSuchObject
+from ..ipsec.sa import InboundSa, OutboundSa
+from ..wire.numbers import Feature, ResourceType, Status, has
+from .admin import AdminCommands
+from .capabilities import Capabilities
+from .config import DeviceConfig
+from .control import GUEST_OFFLOADS, ControlQueue
+from .counters import Counters
+from .features import FEATURE_BITS, acceptable
+from .flow_objects import ClassifierKind, GroupKind, RuleKind
+from .ipsec_objects import InboundSaKind, OutboundSaKind
+from .net_config import ConfigSpace
+from .objects import ObjectKind, ObjectStore
+from .receive import Receiver
+from .state import DataPlaneContext, Received, RxFilter
+from .status import after_write, operating
+from .transmit import Transmitter
+
+_WORD = (1 << FEATURE_BITS) - 1
+
+
+class Device:
+    """One virtio-net device with inline IPsec.
+
+    ``rng(n)`` returns ``n`` random bytes; the device draws IVs from it. Register level, byte level and ring
+    level (see ``rings``) show the same device.
+    """
+
+    #: The parts; a variant of the device replaces some by subclasses.
+    capabilities_class: ClassVar[type[Capabilities]] = Capabilities
+    commands_class: ClassVar[type[AdminCommands]] = AdminCommands
+    controls_class: ClassVar[type[ControlQueue]] = ControlQueue
+    transmitter_class: ClassVar[type[Transmitter]] = Transmitter
+    receiver_class: ClassVar[type[Receiver]] = Receiver
+    object_kinds: ClassVar[tuple[type[ObjectKind[Any, Any]], ...]] = (
+        GroupKind,
+        ClassifierKind,
+        RuleKind,
+        OutboundSaKind,
+        InboundSaKind,
+    )
+
+    context: DataPlaneContext
+    capabilities: Capabilities
+    objects: ObjectStore
+    commands: AdminCommands
+    controls: ControlQueue
+    transmitter: Transmitter
+    receiver: Receiver
+
+    def __init__(self, config: DeviceConfig, rng: Callable[[int], bytes]) -> None:
+        self.config = config
+        self._rng = rng
+        self._counters = Counters()
+        self._space = ConfigSpace(config)
+        self._status = 0
+        self._driver_features = 0
+        self._start()
+
+    def _start(self) -> None:
+        """Everything that a reset forgets."""
+        self.context = DataPlaneContext(
+            config=self.config,
+            rng=self._rng,
+            dialect=self.config.dialect,
+            features=0,
+            header=self.config.dialect.net_hdr(0),
+            rx_filter=RxFilter(mac=self.config.mac),
+            counters=self._counters,
+        )
+        self.transmitter = self.transmitter_class(self.context)
+        self.receiver = self.receiver_class(self.context)
+        self._adopt(0)
+
+    def _adopt(self, features: int) -> None:
+        """The negotiated features, and the parts whose rules follow from them."""
+        context = self.context
+        context.features = features
+        context.header = context.dialect.net_hdr(features)
+        context.guest_offloads = features & GUEST_OFFLOADS
+        self.capabilities = self.capabilities_class(self.config, features)
+        self.objects = ObjectStore(kind(context, self.capabilities) for kind in self.object_kinds)
+        self.commands = self.commands_class(self.config, self.capabilities, self.objects, self._counters)
+        self.controls = self.controls_class(context, self._space)
+
+    # Register level
+
+    @property
+    def offered_features(self) -> int:
+        """Feature bits 0 to 127 that the device offers."""
+        return self.config.offered_features
+
+    @property
+    def driver_features(self) -> int:
+        """The word the driver wrote last."""
+        return self._driver_features
+
+    def write_driver_features(self, word: int) -> None:
+        """The driver's choice; fixed once FEATURES_OK is set (virtio v1.4 3.1.1)."""
+        if not self._status & Status.FEATURES_OK:
+            self._driver_features = word & _WORD
+
+    def accepts(self, word: int) -> bool:
+        """Whether FEATURES_OK may be set for this word (BAS-FEAT-08)."""
+        return acceptable(word, self.offered_features)
+
+    @property
+    def status(self) -> int:
+        """Device status. Writing 0 resets; other writes add the bits that the status table allows."""
+        return self._status
+
+    @status.setter
+    def status(self, value: int) -> None:
+        if value == 0:
+            self.reset()
+            return
+        before = self._status
+        self._status = after_write(before, value, lambda: self.accepts(self._driver_features))
+        if self._status & ~before & Status.FEATURES_OK:
+            self._adopt(self._driver_features)
+
+    def read_config(self, offset: int, length: int) -> bytes:
+        """``length`` bytes of the device configuration from ``offset``."""
+        return self._space.read(offset, length)
+
+    def write_config(self, offset: int, data: bytes) -> None:
+        """Ignored: every field is read-only for the driver (virtio v1.4 5.1.4)."""
+
+    @property
+    def config_generation(self) -> int:
+        """Changes with the device configuration; 8 bits, as transports show it."""
+        return self._space.generation & 0xFF
+
+    def take_config_change(self) -> bool:
+        """Whether a configuration change notification is due; asking settles it."""
+        due = self._space.changed and bool(self._status & Status.DRIVER_OK)
+        self._space.changed = False
+        return due
+
+    @property
+    def is_operating(self) -> bool:
+        """Whether buffers may be consumed (BAS-STATUS-05)."""
+        return operating(self._status)
+
+    # Events from outside the driver
+
+    def set_link(self, up: bool) -> None:
+        """The link went up or down: status field and, if it changed, a configuration change notification."""
+        self._space.set_link(up)
+
+    def announce(self) -> None:
+        """Ask the driver to announce itself, if it can (virtio v1.4 5.1.6.5.4)."""
+        if self.context.has(Feature.NET_F_GUEST_ANNOUNCE):
+            self._space.announce()
+
+    def needs_reset(self) -> None:
+        """An error only a reset can cure (BAS-STATUS-06); a driver at work is told (BAS-STATUS-07)."""
+        self._status |= Status.DEVICE_NEEDS_RESET
+        self._space.changed = True
+
+    # Whole conversations
+
+    def negotiate(self, features: int) -> None:
+        """Reset and run the status sequence to DRIVER_OK; DeviceStateError when the features are refused."""
+        self.reset()
+        self.status = Status.ACKNOWLEDGE
+        self.status |= Status.DRIVER
+        self.write_driver_features(features)
+        self.status |= Status.FEATURES_OK
+        if not self.status & Status.FEATURES_OK:
+            self.status |= Status.FAILED
+            raise DeviceStateError(
+                f"features {features:#x} are refused, offered are {self.offered_features:#x}"
+            )
+        self.status |= Status.DRIVER_OK
+
+    def reset(self) -> None:
+        """Back to power-on: objects destroyed and wiped, capabilities and command lists cleared, status 0."""
+        self.objects.destroy_all()
+        self._space.reset()
+        self._driver_features = 0
+        self._start()
+        self._status = 0
+
+    # Byte level
+
+    def admin(self, readable: bytes, writable_len: int) -> bytes:
+        """One administration command: device-readable bytes in, device-written bytes out (their length is the
+        used length). DeviceStateError without an administration queue at work."""
+        self._require(Feature.F_ADMIN_VQ)
+        return self.commands.process(readable, writable_len)
+
+    def control(self, readable: bytes, writable_len: int) -> bytes:
+        """One control-queue command; the answer is the ``ack`` byte. DeviceStateError as for ``admin``."""
+        self._require(Feature.NET_F_CTRL_VQ)
+        return self.controls.process(readable, writable_len)
+
+    def transmit(self, buffer: bytes, queue: int = 0) -> list[bytes]:
+        """One transmit buffer (header and frame) of transmit queue number ``queue``: the frames that leave.
+
+        DeviceStateError while the device is not operating.
+        """
+        if not self.is_operating:
+            raise DeviceStateError(f"status {self._status:#x}: the device is not operating")
+        return self.transmitter.transmit(buffer, queue)
+
+    def receive(self, frame: bytes) -> list[Received]:
+        """One frame from the wire: what the driver gets, at most one buffer. Nothing while the device is not
+        operating, for the wire knows nothing of that (BAS-RESET-02)."""
+        if not self.is_operating:
+            self._counters.add("rx_not_operating")
+            return []
+        return self.receiver.receive(frame)
+
+    def _require(self, feature: Feature) -> None:
+        if not self.is_operating:
+            raise DeviceStateError(f"status {self._status:#x}: the device is not operating")
+        if not has(self.context.features, feature):
+            raise DeviceStateError(f"{feature.name} is not negotiated")
+
+    # Accounts
+
+    def counters(self) -> Mapping[str, int]:
+        """Event counts of the device since it was made."""
+        return self._counters.snapshot()
+
+    def sa_counters(self, object_type: int, object_id: int) -> Mapping[str, int]:
+        """``packets``, ``bytes`` and refusals by reason of one live SA; NoSuchObject when there is none."""
+        tables: dict[int, Mapping[int, OutboundSa | InboundSa]] = {
+            ResourceType.NET_IPSEC_OUTB_SA: self.context.outbound,
+            ResourceType.NET_IPSEC_INB_SA: self.context.inbound,
+        }
+        sa = tables.get(object_type, {}).get(object_id)
+        if sa is None:
+            raise NoSuchObject(f"no SA {object_type:#x}/{object_id}")
+        refused = {reason.value: count for reason, count in sa.stats.items()}
+        return {"packets": sa.packets, "bytes": sa.bytes, **refused}
