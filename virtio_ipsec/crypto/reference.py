@@ -213,7 +213,7 @@ class _AeadTransform(_EspKeyed):
 class _GmacTransform(_EspKeyed):
     """ENCR_NULL_AUTH_AES_GMAC: nothing is encrypted, the AAD is SPI to next header (RFC 4543 3.3).
 
-    The IV is part of it: RFC 4543 leaves that unclear, the GMAC example of draft-mcgrew-gcm-test-01 settles it.
+    The IV is part of it: RFC 4543 is unclear there, the example of draft-mcgrew-gcm-test-01 settles it.
     """
 
     __slots__ = ("_aead",)
