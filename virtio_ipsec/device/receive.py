@@ -227,8 +227,3 @@ class Receiver:
                 resource_type=packet.resource_type,
             )
         )
-
-
-def receive(ctx: DataPlaneContext, frame: bytes) -> list[Received]:
-    """Receive buffers for one wire frame; see :class:`Receiver`."""
-    return Receiver(ctx).receive(frame)

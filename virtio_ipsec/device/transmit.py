@@ -154,8 +154,3 @@ class Transmitter:
         if len(packet) > self.ctx.config.mtu and (packet[0] >> 4 == 6 or packet[6] & _DONT_FRAGMENT):
             raise PacketError(Reason.TOO_BIG, f"{len(packet)} bytes after IPsec, MTU {self.ctx.config.mtu}")
         return frame[: l3 - 2] + _ETHERTYPES[packet[0] >> 4] + packet
-
-
-def transmit(ctx: DataPlaneContext, buffer: bytes, queue: int = 0) -> list[bytes]:
-    """Wire frames for one transmit buffer; see :class:`Transmitter`."""
-    return Transmitter(ctx).transmit(buffer, queue)
