@@ -19,10 +19,11 @@ from typing import Any
 class Clause:
     """One normative statement (or, at level INFO, one testable statement) in our own words.
 
-    `section` is the label path of the specification, `lines` are those of the keywords in tag v1.4-cs01.
-    `hash` is the SHA-256 of the normalised source sentence; None when the source is a slide or our own choice.
-    `observed` is "device", "driver", "special" or "none", and `how` says how, or why it cannot be observed.
-    `ambiguities` names entries of the ledger, `spec/ambiguities.md`.
+    `section` is the label path of the specification, `lines` are those of the keywords in tag v1.4-cs01; for
+    level INFO they are the first and the last line of a passage. `hash` is the SHA-256 of the normalised source
+    sentence, None when the source is a slide or our own choice. `observed` is "device", "driver", "special" or
+    "none", and `how` says how, or why it cannot be observed. `ambiguities` names entries of the ledger,
+    `spec/ambiguities.md`.
     """
 
     id: str
@@ -102,8 +103,8 @@ def _read(name: str) -> Any:
 
 
 def _clause(entry: dict[str, Any]) -> Clause:
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
-    values.setdefault("levels", (entry["level"],))
+    lists = {key: tuple(value) for key, value in entry.items() if isinstance(value, list)}
+    values: dict[str, Any] = {"levels": (entry["level"],), **entry, **lists}
     return Clause(**values)
 
 

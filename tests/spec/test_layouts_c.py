@@ -29,9 +29,8 @@ def probe_source() -> str:
         rows.append(f'    printf("{c_name(entry)} - 0 %zu\\n", sizeof({name}));')
         for item in entry.fields:
             size = "(size_t)0" if item.size is None else f"sizeof((({name} *)0)->{item.name})"
-            rows.append(
-                f'    printf("{c_name(entry)} {item.name} %zu %zu\\n", offsetof({name}, {item.name}), {size});'
-            )
+            where = f"offsetof({name}, {item.name})"
+            rows.append(f'    printf("{c_name(entry)} {item.name} %zu %zu\\n", {where}, {size});')
     return (
         '#include <stdio.h>\n#include "layouts.h"\nint main(void)\n{\n'
         + "\n".join(rows)
