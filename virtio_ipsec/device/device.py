@@ -1,9 +1,7 @@
 """The device: joins status, features, admin commands, control queue and the packet path. Sans-IO.
 
 The packet path is ``Transmitter(context).transmit(buffer, queue)`` and ``Receiver(context).receive(frame)``.
-``rings.Rings(device)`` binds virtqueues to the byte level methods of this class: it calls ``device.admin``,
-``device.control``, ``device.transmit`` and ``device.receive`` and nothing below them, and
-``device.needs_reset()`` when a ring breaks its rules. ``Device.reset`` calls ``rings.reset()``.
+``Rings(device, memory)`` binds virtqueues to the byte level methods of this class and uses nothing below them.
 """
 
 from __future__ import annotations
@@ -13,6 +11,8 @@ from typing import Any, ClassVar
 
 from ..errors import DeviceStateError, NoSuchObject
 from ..ipsec.sa import InboundSa, OutboundSa
+from ..ring.chain import QueueLayout
+from ..ring.memory import GuestMemory
 from ..wire.numbers import Feature, ResourceType, Status, has
 from .admin import AdminCommands
 from .capabilities import Capabilities
@@ -25,6 +25,7 @@ from .ipsec_objects import InboundSaKind, OutboundSaKind
 from .net_config import ConfigSpace
 from .objects import ObjectKind, ObjectStore
 from .receive import Receiver
+from .rings import Rings
 from .state import DataPlaneContext, Received, RxFilter
 from .status import after_write, operating
 from .transmit import Transmitter
@@ -68,6 +69,8 @@ class Device:
         self._space = ConfigSpace(config)
         self._status = 0
         self._driver_features = 0
+        # A page of its own until a transport shares the memory of a guest.
+        self._rings = Rings(self, GuestMemory.anonymous(4096))
         self._start()
 
     def _start(self) -> None:
@@ -188,7 +191,9 @@ class Device:
         self.status |= Status.DRIVER_OK
 
     def reset(self) -> None:
-        """Back to power-on: objects destroyed and wiped, capabilities and command lists cleared, status 0."""
+        """Back to power-on: queues forgotten, objects destroyed and wiped, capabilities and command lists
+        cleared, status 0. Event counts stay."""
+        self._rings.reset()
         self.objects.destroy_all()
         self._space.reset()
         self._driver_features = 0
@@ -230,6 +235,65 @@ class Device:
             raise DeviceStateError(f"status {self._status:#x}: the device is not operating")
         if not has(self.context.features, feature):
             raise DeviceStateError(f"{feature.name} is not negotiated")
+
+    # Ring level
+
+    @property
+    def memory(self) -> GuestMemory:
+        """The guest memory that queues lie in. A new one ends the use of all queues."""
+        return self._rings.memory
+
+    @memory.setter
+    def memory(self, memory: GuestMemory) -> None:
+        self._rings.reset()
+        self._rings = Rings(self, memory)
+
+    @property
+    def queue_count(self) -> int:
+        """Virtqueues without the administration queue."""
+        return self._rings.queue_count
+
+    @property
+    def admin_queue_index(self) -> int:
+        """Index of the administration queue."""
+        return self._rings.admin_queue_index
+
+    def queue_max_size(self, index: int) -> int:
+        """Largest size of a queue; 0 when there is none with this index."""
+        return self._rings.queue_max_size(index)
+
+    def enable_queue(self, index: int, layout: QueueLayout) -> None:
+        """Take a queue into use; DeviceStateError or RingError when that cannot be."""
+        self._rings.enable_queue(index, layout)
+
+    def queue_enabled(self, index: int) -> bool:
+        """Whether the queue is in use."""
+        return self._rings.queue_enabled(index)
+
+    def reset_queue(self, index: int) -> None:
+        """Forget one queue until it is enabled anew."""
+        self._rings.reset_queue(index)
+
+    def kick(self, index: int) -> list[bytes]:
+        """Work off available buffers of one queue; the wire frames that this emits, in order."""
+        return self._rings.kick(index)
+
+    def pending(self, index: int) -> int:
+        """Buffers that another :meth:`kick` would find."""
+        return self._rings.pending(index)
+
+    def deliver(self, frame: bytes) -> None:
+        """One frame from the wire into a receive queue."""
+        self._rings.deliver(frame)
+
+    @property
+    def interrupts(self) -> frozenset[int]:
+        """Queues with a used buffer notification due."""
+        return self._rings.interrupts
+
+    def take_interrupts(self) -> set[int]:
+        """As :attr:`interrupts`, and they are settled."""
+        return self._rings.take_interrupts()
 
     # Accounts
 
