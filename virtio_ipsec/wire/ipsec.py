@@ -7,11 +7,11 @@ The January-2025 forms of the same values are in ``ipsec_rfc202501.py``.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from virtio_ipsec.errors import WireError
-from virtio_ipsec.wire.codec import Codec, Counted, Record
+from virtio_ipsec.wire.codec import Codec, Counted, FieldView, Record
 from virtio_ipsec.wire.fields import (
     Field,
     bit_numbers,
@@ -149,12 +149,16 @@ class SaCodec(Record[IpsecSa]):
                 arguments[f"{name}_len"] = length
         return IpsecSa(param=self.param.parse(members["param"]), **arguments)
 
-
-def cipher_or_aead(value: int) -> str:
-    """Text of ``cipher_algo`` in an SA, where an AEAD id may stand (E28)."""
-    text = named(CipherAlgo)(value)
-    aead = AeadAlgo._value2member_map_.get(value)
-    return f"{text}; without auth_algo AEAD {aead._name_}" if value and aead is not None else text
+    def views(self, data: bytes, at: int, prefix: str = "") -> tuple[list[FieldView], int]:
+        views, end = super().views(data, at, prefix)
+        rows = {view.name.removeprefix(prefix): index for index, view in enumerate(views)}
+        if "auth_algo" in rows and not any(views[rows["auth_algo"]].raw):
+            # An AEAD id stands in cipher_algo, and the absence of a MAC is all that says so (E28).
+            cipher = views[rows["cipher_algo"]]
+            if any(cipher.raw):
+                text = named(AeadAlgo)(int.from_bytes(cipher.raw, "little"))
+                views[rows["cipher_algo"]] = replace(cipher, text=text)
+        return views, end
 
 
 def key_blob(name: str, *gap: Field) -> tuple[Field, ...]:
@@ -231,7 +235,7 @@ def sa(param: TunnelParamCodec) -> SaCodec:
             le16("udp_sport"),
             le16("udp_dport"),
             le32("replay_win_sz"),
-            le64("cipher_algo", cipher_or_aead),
+            le64("cipher_algo", named(CipherAlgo)),
             *key_blob("cipher_key", reserved("cipher_key.reserved1", 2)),
             le64("auth_algo", named(MacAlgo)),
             *key_blob("auth_key", reserved("auth_key.reserved2", 2)),

@@ -6,8 +6,8 @@ Sizes: capability entry 40, tunnel parameters 42, SA object 166 bytes, all packe
 from __future__ import annotations
 
 from virtio_ipsec.wire.fields import le16, le32, le64, named, nested
-from virtio_ipsec.wire.ipsec import SA_HEAD, SaCodec, cipher_or_aead, key_blob, mode_cap, sa_cap
-from virtio_ipsec.wire.numbers import MacAlgo
+from virtio_ipsec.wire.ipsec import SA_HEAD, SaCodec, key_blob, mode_cap, sa_cap
+from virtio_ipsec.wire.numbers import CipherAlgo, MacAlgo
 from virtio_ipsec.wire.tunnel import TunnelParamCodec
 
 MODE_CAP = mode_cap()
@@ -24,7 +24,7 @@ def sa(param: TunnelParamCodec) -> SaCodec:
             le16("udp_sport"),
             le16("udp_dport"),
             le32("replay_win_sz"),
-            le64("cipher_algo", cipher_or_aead),
+            le64("cipher_algo", named(CipherAlgo)),
             *key_blob("cipher_key"),
             le64("auth_algo", named(MacAlgo)),
             *key_blob("auth_key"),

@@ -52,7 +52,7 @@ class MacTables:
 
 @dataclass(frozen=True, slots=True)
 class RssConfig:
-    """``virtio_net_rss_config``: receive queue ids (half a virtqueue index), a table of 1 to 65536 of them."""
+    """``virtio_net_rss_config``: receive queue ids (half a virtqueue index), the table of 1 to 65536."""
 
     hash_types: int
     unclassified_queue: int
