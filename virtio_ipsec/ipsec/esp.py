@@ -29,7 +29,7 @@ def seal(sa: OutboundSa, sequence: int, next_header: int, payload: bytes) -> tup
     return header + iv + sa.esp.seal(header, sequence_high(params, sequence), iv, plaintext), len(plaintext)
 
 
-def open_(sa: InboundSa, sequence: int, packet: bytes) -> bytes:
+def unseal(sa: InboundSa, sequence: int, packet: bytes) -> bytes:
     """Plaintext with its trailer; IntegrityError before anything is decrypted, MALFORMED by length alone."""
     suite = sa.params.suite
     body_at = HEADER_LEN + suite.iv_len

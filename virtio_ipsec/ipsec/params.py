@@ -11,6 +11,7 @@ from hmac import compare_digest
 from typing import TypeVar
 
 from ..crypto.algorithms import Kind, Suite, UnsupportedAlgorithm, ah_suite, esp_suite
+from ..crypto.reference import SALT_LEN
 from ..errors import VirtioIpsecError
 from ..wire.dialect import Dialect
 from ..wire.ipsec import IpsecSa, Lifetime
@@ -108,6 +109,8 @@ class SaParams:
             raise BadSaParameters("direction", "contradicts the resource type")
         if not 0 < sa.spi <= 0xFFFFFFFF:
             raise BadSaParameters("spi", "0 is reserved for local use (RFC 4303 2.1)")
+        if len(sa.salt) != SALT_LEN:
+            raise BadSaParameters("salt", f"must be {SALT_LEN} octets")
         options = _options(sa, mode, dialect)
         inbound = way is Direction.INBOUND
         return cls(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from ..errors import PacketError, Reason
 from ..wire.numbers import IpsecOption
+from ..wire.tunnel import TunnelIPv4
 from . import ah, esp, ip, mutable, outer, padding, udp
 from .sa import InboundSa, OutboundSa, SaParams
 
@@ -100,10 +101,9 @@ def overhead(params: SaParams, payload_len: int | None = None) -> int:
     Protected octets: the whole packet in tunnel mode, what follows the IP header (and the extension headers
     that stay in front) in transport mode. AH in transport mode counts with the 8-octet alignment of IPv6.
     """
-    version = 6
+    version = 4 if isinstance(params.tunnel, TunnelIPv4) else 6
     added = 0
     if params.is_tunnel:
-        version = 4 if params.tunnel and outer.addresses(params.tunnel)[0].version == 4 else 6
         added = ip.IPV4_HEADER_LEN if version == 4 else ip.IPV6_HEADER_LEN
     if params.protocol == ip.AH:
         return added + ah.header_len(params, version)
@@ -123,7 +123,7 @@ def _outbound(sa: OutboundSa, data: bytes) -> bytes:
     protocol = ip.UDP if params.udp_encap else params.protocol
     addresses = covered_head = b""
     if sa.tunnel_header is None:
-        headers = _transport_headers(packet)
+        headers = _transport_headers(packet, is_ah=is_ah)
         version, next_header = packet.version, headers.protocol
         head, payload = packet.data[: headers.offset], packet.data[headers.offset :]
         length = _protected_len(params, version, len(payload))
@@ -156,10 +156,13 @@ def _outbound(sa: OutboundSa, data: bytes) -> bytes:
     return head + protected
 
 
-def _transport_headers(packet: ip.Packet) -> ip.Chain:
+def _transport_headers(packet: ip.Packet, *, is_ah: bool) -> ip.Chain:
     headers = ip.chain(packet)
     if ip.is_fragment(packet, headers):
         raise PacketError(Reason.FRAGMENT, "transport mode protects whole datagrams only (RFC 4303 3.3.4)")
+    if is_ah and any(ext.kind == ip.FRAGMENT for ext in headers.extensions):
+        # Reassembly takes the header away before AH is checked, and AH covers what is in front.
+        raise PacketError(Reason.FRAGMENT, "AH cannot stand behind an atomic fragment's header")
     return ip.transport_split(packet, headers)
 
 
@@ -209,7 +212,7 @@ def _inbound(sa: InboundSa, found: IpsecHeader) -> Inbound:
         sa.window.accept(sequence)
         payload = packet.data[payload_at:]
     else:
-        plaintext = esp.open_(sa, sequence, packet.data[found.offset : found.end])
+        plaintext = esp.unseal(sa, sequence, packet.data[found.offset : found.end])
         sa.window.accept(sequence)
         octets = len(plaintext)
         payload, next_header = padding.split(plaintext)
