@@ -9,7 +9,7 @@ from itertools import islice
 from typing import NoReturn
 
 from virtio_ipsec.errors import ConfigError, MemoryAccessError
-from virtio_ipsec.ring.chain import DESCRIPTOR_SIZE, MAX_CHAIN_BYTES, Chain, QueueLayout, Segment
+from virtio_ipsec.ring.chain import DESCRIPTOR_SIZE, MAX_CHAIN_BYTES, MAX_LENGTH, Chain, QueueLayout, Segment
 from virtio_ipsec.ring.faults import ChainError, Fault, QueueBroken, QueueFull, UsedError
 from virtio_ipsec.ring.memory import Allocator, GuestMemory
 from virtio_ipsec.wire.numbers import Feature, has
@@ -55,7 +55,7 @@ class DeviceQueue(_Queue, ABC):
     """The device side.
 
     Each field in guest memory is read once: copied, then checked, then used. A driver that breaks the rules
-    makes ``pop`` or ``pending`` raise :class:`ChainError`; from then on every call but ``reset`` raises
+    makes ``pop`` (or what counts buffers) raise :class:`ChainError`; from then on every call but ``reset`` raises
     :class:`QueueBroken`. Set-up raises :class:`LayoutError`.
     """
 
@@ -160,10 +160,10 @@ class DeviceQueue(_Queue, ABC):
             held = outstanding.get(chain.head)
             if held is None or held[0] is not chain:
                 raise UsedError(Fault.USED_ID, f"buffer {chain.head} is not with the device")
-            if in_order is not None and next(in_order) is not held:
+            if in_order is not None and next(in_order, None) is not held:
                 raise UsedError(Fault.USED_ORDER, f"buffer {chain.head} is used out of order")
             room = chain.writable_len
-            if not 0 <= written <= room:
+            if not 0 <= written <= min(room, MAX_LENGTH):
                 raise UsedError(Fault.USED_LENGTH, f"{written} bytes written of {room}")
             if batch and in_order is not None and entries and complete:
                 _, _, chains, descriptors = entries.pop()
@@ -347,8 +347,9 @@ class DriverQueue(_Queue, ABC):
                 self._memory.check(segment.addr, segment.length)
             except MemoryAccessError as error:
                 raise ChainError(Fault.ADDRESS, str(error)) from error
-        if sum([segment.length for segment in segments]) > MAX_CHAIN_BYTES:
-            raise ChainError(Fault.TOO_LONG, "buffer of more than 2^32 bytes")
+        lengths = [segment.length for segment in segments]
+        if max(lengths) > MAX_LENGTH or sum(lengths) > MAX_CHAIN_BYTES:
+            raise ChainError(Fault.TOO_LONG, "segment or buffer of more than its 32 bits can say")
 
     def _break(self, kind: Fault, message: str) -> NoReturn:
         self._fault = kind

@@ -20,6 +20,8 @@ DESCRIPTOR_SIZE = 16
 MAX_QUEUE_SIZE = 32768
 #: virtio v1.4 2.7.5: a chain holds at most 2^32 bytes. Applied to both formats.
 MAX_CHAIN_BYTES = 1 << 32
+#: What the 32-bit length of a descriptor or a used entry can say.
+MAX_LENGTH = 0xFFFFFFFF
 
 F_NEXT = 1
 F_WRITE = 2

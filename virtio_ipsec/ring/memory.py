@@ -170,7 +170,7 @@ class Allocator:
 
     def __init__(self, address: int, size: int) -> None:
         self._free = [(address, size)]
-        self._taken: dict[int, tuple[int, int]] = {}
+        self._taken: dict[int, int] = {}
 
     @property
     def available(self) -> int:
@@ -187,7 +187,7 @@ class Allocator:
             if tail >= 0:
                 pieces = ((start, address - start), (address + size, tail))
                 self._free[index : index + 1] = [piece for piece in pieces if piece[1]]
-                self._taken[address] = (address, size)
+                self._taken[address] = size
                 return address
         raise OutOfMemory(f"no free range of {size} bytes aligned to {align}")
 
@@ -196,8 +196,8 @@ class Allocator:
         taken = self._taken.pop(address, None)
         if taken is None:
             raise MemoryAccessError(f"{address:#x} is not allocated")
-        insort(self._free, taken)
-        index = max(bisect_left(self._free, taken) - 1, 0)
+        insort(self._free, (address, taken))
+        index = max(bisect_left(self._free, (address, taken)) - 1, 0)
         while index + 1 < len(self._free):
             (start, size), (following, extra) = self._free[index], self._free[index + 1]
             if start + size == following:
