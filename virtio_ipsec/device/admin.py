@@ -81,10 +81,11 @@ class AdminCommands:
             Opcode.DEVICE_CAP_GET: self.device_cap_get,
             Opcode.DRIVER_CAP_SET: self.driver_cap_set,
             Opcode.RESOURCE_OBJ_CREATE: self.resource_obj_create,
-            config.dialect.query_opcode: self.resource_obj_query,
-            config.dialect.modify_opcode: self.resource_obj_modify,
             Opcode.RESOURCE_OBJ_DESTROY: self.resource_obj_destroy,
         }
+        if config.dialect.supports_modify_query:
+            self.handlers[config.dialect.query_opcode] = self.resource_obj_query
+            self.handlers[config.dialect.modify_opcode] = self.resource_obj_modify
         #: Supported opcodes by group type; a group type that is absent does not exist on this device.
         self.supported: dict[int, frozenset[int]] = self.group_types()
         #: Opcodes the driver may use, by group type (ADM-DEV-10 .. ADM-DEV-12).
@@ -141,7 +142,7 @@ class AdminCommands:
             raise InvalidOpcode(f"opcode {command.opcode:#x}", clause="ADM-DEV-13")
 
     def check_member(self, command: AdminCommand) -> None:
-        """Where a command uses it, the member id is a member's (ADM-DEV-04); the self group has member 0."""
+        """Where a command uses it, the member id is a member's (ADM-DEV-04); the self group has member 0 (E106)."""
         if command.opcode not in LIST_COMMANDS and command.group_member_id != 0:
             raise InvalidMember(f"group member {command.group_member_id}", clause="ADM-DEV-04")
 
@@ -152,7 +153,7 @@ class AdminCommands:
     def list_use(self, command: AdminCommand) -> bytes:
         """LIST_USE: replaces the legal commands (ADM-DEV-12).
 
-        Words beyond those of the supported list are outside the structure and ignored (AVQ-DEV-02).
+        Words beyond those of the supported list are outside the structure and ignored (E108).
         """
         supported = self.supported[command.group_type]
         wanted = id_bitmap_parse(command.data[: len(id_bitmap_build(supported))])

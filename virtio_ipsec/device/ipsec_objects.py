@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from ..crypto.algorithms import UnsupportedAlgorithm
-from ..errors import InvalidField, InvalidOpcode, NoSpace
+from ..errors import InvalidField, NoSpace
 from ..ipsec.params import BadSaParameters, SaParams
 from ..ipsec.sa import InboundSa, OutboundSa
 from ..wire.ipsec import IpsecSa, ModeCap
@@ -28,18 +28,17 @@ class SaKind(ObjectKind[IpsecSa, Any]):
     needs = IPSEC_CAPS
     direction: ClassVar[Direction]
 
-    def check_modify_query(self) -> None:
-        if not self.context.dialect.supports_modify_query:
-            raise InvalidOpcode("no MODIFY and QUERY of SAs in this dialect")
-
     @abstractmethod
     def limit(self) -> int:
         """The driver's limit of this direction."""
 
     def check_id(self, object_id: int, live: int) -> None:
-        """The id is below the driver's limit (NET-IPSEC-DEV-05, NET-IPSEC-DEV-07, E36); room is left."""
+        """The id is below the driver's limit (NET-IPSEC-DEV-05, NET-IPSEC-DEV-07, E35, E36)."""
         if object_id >= self.limit():
             raise InvalidField(f"SA id {object_id}: limit {self.limit()}", clause="NET-IPSEC-DEV-05")
+
+    def check_room(self) -> None:
+        """The device has room for one more SA (RO-DEV-03, RO-DEV-07)."""
         room = self.context.config.sa_table_size
         if room is not None and len(self.context.outbound) + len(self.context.inbound) >= room:
             raise NoSpace(f"room for {room} SAs", clause="RO-DEV-07")
@@ -148,7 +147,9 @@ class OutboundSaKind(SaKind):
         return self.context.outbound[object_id]
 
     def prepare(self, object_id: int, value: IpsecSa) -> OutboundSa:
-        return OutboundSa(self.params(value), self.context.rng)
+        params = self.params(value)
+        self.check_room()
+        return OutboundSa(params, self.context.rng)
 
     def install(self, object_id: int, prepared: OutboundSa) -> None:
         self.context.outbound[object_id] = prepared
@@ -181,6 +182,7 @@ class InboundSaKind(SaKind):
     def prepare(self, object_id: int, value: IpsecSa) -> InboundSa:
         params = self.params(value)
         self.check_spi(params)
+        self.check_room()
         return InboundSa(params)
 
     def check_spi(self, params: SaParams) -> None:

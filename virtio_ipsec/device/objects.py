@@ -60,15 +60,12 @@ class ObjectKind(ABC, Generic[V, P]):
         if not self.capabilities.enabled(*self.needs):
             raise InvalidOpcode(f"{self.type.name}: capability disabled", clause="NET-IPSEC-DEV-03")
 
-    def check_modify_query(self) -> None:
-        """InvalidOpcode where the dialect has no MODIFY and QUERY for this type."""
-
     @abstractmethod
     def check_id(self, object_id: int, live: int) -> None:
-        """Refuse an id outside the driver's limit, or one object too many; ``live`` counts this type."""
+        """Refuse an id that the driver's limit leaves no place for; ``live`` counts this type."""
 
     def parse(self, data: bytes) -> tuple[V, bytes]:
-        """The value, and exactly the structure's bytes: short data zero-extended, surplus cut."""
+        """The value, and exactly the structure's bytes: short data zero-extended, surplus cut (E94)."""
         value, end = self.codec.read(data, 0)
         return value, data[:end].ljust(end, b"\0")
 
@@ -118,7 +115,7 @@ class ObjectStore:
         return any(self._records.get(number) for number in types)
 
     def create(self, command: ObjectCommand) -> None:
-        """RESOURCE_OBJ_CREATE. ``flags`` is reserved and ignored, as every unused field is."""
+        """RESOURCE_OBJ_CREATE; the order of the checks is E85. ``flags`` is ignored (E105)."""
         kind = self.kinds.get(command.type)
         if kind is None:
             raise InvalidField(f"object type {command.type:#x} is not supported")
@@ -135,7 +132,6 @@ class ObjectStore:
     def modify(self, command: ObjectCommand) -> None:
         """RESOURCE_OBJ_MODIFY: replaces the whole structure (E40)."""
         kind, record = self._live(command)
-        kind.check_modify_query()
         self.check_no_dependants(command)
         value, data = kind.parse(command.data)
         prepared = kind.prepare_change(command.id, value)
@@ -149,7 +145,6 @@ class ObjectStore:
     def query(self, command: ObjectCommand) -> bytes:
         """RESOURCE_OBJ_QUERY."""
         kind, record = self._live(command)
-        kind.check_modify_query()
         return kind.answer(record)
 
     def destroy(self, command: ObjectCommand) -> None:
