@@ -31,7 +31,7 @@ FIXED: dict[str, Codec[Any]] = {
         net_config.NET_CONFIG,
     )
 }
-PREFIXES = {
+PREFIXES: dict[str, Codec[Any]] = {
     "virtio_admin_cmd_cap_get_data": admin.CAP_COMMAND,
     "virtio_admin_cmd_resource_modify_data": admin.OBJECT_COMMAND,
     "virtio_admin_cmd_resource_obj_query_data": admin.OBJECT_COMMAND,

@@ -30,6 +30,7 @@ __all__ = [
     "FfAction",
     "GroupType",
     "GsoType",
+    "GuestOffload",
     "HashReport",
     "HashType",
     "HdrFlag",
@@ -422,3 +423,17 @@ class CtrlGuestOffloads(IntEnum):
     """Commands of ``CtrlClass.GUEST_OFFLOADS``: le64 mask of offloads."""
 
     SET = 0
+
+
+class GuestOffload(IntEnum):
+    """Bit numbers of the ``offloads`` mask of GUEST_OFFLOADS_SET; two differ from their feature bits."""
+
+    GUEST_CSUM = 1
+    GUEST_TSO4 = 7
+    GUEST_TSO6 = 8
+    GUEST_ECN = 9
+    GUEST_UFO = 10
+    GUEST_UDP_TUNNEL_GSO = 46
+    GUEST_UDP_TUNNEL_GSO_CSUM = 47
+    GUEST_USO4 = 54
+    GUEST_USO6 = 55
