@@ -206,19 +206,25 @@ class Receiver:
             raise PacketError(Reason.QUEUE_DISABLED, "the receive queue is not enabled")
         return queue
 
+    def checksum_flag(self, packet: Packet) -> int:
+        """DATA_VALID after the outermost transport checksum was verified (NET-RX-DEV-25).
+
+        Nothing is vouched for in a packet that is delivered as an error.
+        """
+        if packet.flags & self.ctx.dialect.flag_security_err:
+            return 0
+        wanted = has(self.ctx.guest_offloads, Feature.NET_F_GUEST_CSUM)
+        return _DATA_VALID if wanted and transport_checksum_ok(packet.frame, packet.headers) else 0
+
     def header(self, packet: Packet, hashed: tuple[int, int]) -> bytes:
         """`virtio_net_hdr` of the delivered frame, for one buffer."""
         ctx = self.ctx
-        flags = packet.flags
-        if has(ctx.guest_offloads, Feature.NET_F_GUEST_CSUM) and transport_checksum_ok(
-            packet.frame, packet.headers
-        ):
-            flags |= _DATA_VALID
+        flags = packet.flags | self.checksum_flag(packet)
         reports_hash = ctx.has(Feature.NET_F_HASH_REPORT)
         reports_offset = ctx.has(Feature.NET_F_OUT_NET_HEADER) and packet.headers.version
         return ctx.header.build(
             NetHdr(
-                flags=int(flags),
+                flags=flags,
                 num_buffers=1,
                 hash_value=hashed[0] if reports_hash else 0,
                 hash_report=hashed[1] if reports_hash else 0,
