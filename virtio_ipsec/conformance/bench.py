@@ -1,0 +1,175 @@
+"""What a case works with: a device brought up step by step, commands and frames sent byte for byte.
+
+Unlike `driver.Driver` the bench obeys no rule that a case does not ask for. Keys it makes are random per run.
+Everything that goes through is traced, with key and salt bytes masked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from random import Random
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from virtio_ipsec.conformance.admin import AdminBench
+from virtio_ipsec.conformance.packets import PacketBench
+from virtio_ipsec.conformance.queues import Queues
+from virtio_ipsec.conformance.result import Check, failing_verdict
+from virtio_ipsec.conformance.target import Target
+from virtio_ipsec.conformance.trace import Trace
+from virtio_ipsec.conformance.verdict import CheckFailed, Unsupported, Verdict, Wedged
+from virtio_ipsec.errors import CommandFailed
+from virtio_ipsec.specification import clause
+from virtio_ipsec.wire.numbers import CapId, Feature, Status, has, mask
+
+if TYPE_CHECKING:
+    from virtio_ipsec.conformance.case import Case
+
+#: Accepted by default when offered: enough for IPsec and flow filters, nothing that changes the packets.
+WANTED = mask(
+    Feature.F_VERSION_1,
+    Feature.F_ADMIN_VQ,
+    Feature.F_RING_RESET,
+    Feature.NET_F_MAC,
+    Feature.NET_F_STATUS,
+    Feature.NET_F_CTRL_VQ,
+    Feature.NET_F_CTRL_RX,
+    Feature.NET_F_MQ,
+    Feature.NET_F_MRG_RXBUF,
+    Feature.NET_F_OUT_NET_HEADER,
+    Feature.NET_F_IPSEC,
+)
+
+
+class Bench:
+    """One case's view of the target.
+
+    ``target`` is raw; ``admin`` sends administration commands; ``packets`` sends and receives frames; ``queues``
+    holds the virtqueues. ``features`` are those negotiated by :meth:`start`.
+    """
+
+    def __init__(self, target: Target, rng: Random, case: Case) -> None:
+        self.target = target
+        self.dialect = target.dialect
+        self.rng = rng
+        self.case = case
+        self.trace = Trace()
+        self.checks: list[Check] = []
+        self.readings: dict[str, str] = {}
+        self.features = 0
+        self.queues = Queues(target, self.trace)
+        self.admin = AdminBench(self)
+        self.packets = PacketBench(self)
+
+    # -- life cycle ---------------------------------------------------------------------------------------
+
+    def reset(self) -> None:
+        """Reset the device and forget all queues."""
+        self.target.reset()
+        self.queues.forget()
+        self.admin.forget()
+        self.features = 0
+
+    def negotiate(self, features: int) -> bool:
+        """Reset, then go up to FEATURES_OK with exactly these features; whether FEATURES_OK stayed set."""
+        self.reset()
+        target = self.target
+        target.write_status(Status.ACKNOWLEDGE)
+        target.write_status(Status.ACKNOWLEDGE | Status.DRIVER)
+        target.write_driver_features(features)
+        target.write_status(Status.ACKNOWLEDGE | Status.DRIVER | Status.FEATURES_OK)
+        accepted = bool(target.status() & Status.FEATURES_OK)
+        self.features = features if accepted else 0
+        return accepted
+
+    def start(
+        self, *, want: Iterable[Feature] = (), without: Iterable[Feature] = (), driver_ok: bool = True
+    ) -> None:
+        """Bring the device up with the usual features that it offers, plus ``want``, minus ``without``.
+
+        All queues are set up. Raises Unsupported when a wanted feature is not offered.
+        """
+        offered = self.target.device_features()
+        wanted = mask(*want)
+        if missing := wanted & ~offered:
+            names = ", ".join(f.name for f in Feature if has(missing, f))
+            raise Unsupported(f"the device does not offer {names}")
+        features = (offered & WANTED | wanted) & ~mask(*without)
+        if not self.negotiate(features):
+            raise CheckFailed(f"the device refused features {features:#x}")
+        self.queues.enable_all(features)
+        if driver_ok:
+            self.driver_ok()
+
+    def driver_ok(self) -> None:
+        """Set DRIVER_OK."""
+        self.target.write_status(self.target.status() | Status.DRIVER_OK)
+
+    def offers(self, need: str) -> bool:
+        """Whether the device or the test bed has what a case's ``needs`` names. Leaves the device in use."""
+        offered = self.target.device_features()
+        features = {
+            "admin": Feature.F_ADMIN_VQ,
+            "ctrl_vq": Feature.NET_F_CTRL_VQ,
+            "queue_reset": Feature.F_RING_RESET,
+            "mq": Feature.NET_F_MQ,
+        }
+        if need in features:
+            return has(offered, features[need])
+        if need == "wire":
+            return self.target.has_wire
+        if need == "modify_query":
+            return self.dialect.supports_modify_query
+        if not has(offered, Feature.F_ADMIN_VQ) or (
+            need == "ipsec" and not has(offered, Feature.NET_F_IPSEC)
+        ):
+            return False
+        self.start()
+        try:
+            listed = self.admin.use_everything().cap_ids()
+        except CommandFailed:
+            return True  # the case will show it
+        wanted = {"ipsec": CapId.NET_IPSEC_SA_CAP, "flow_filter": CapId.NET_FF_RESOURCE_CAP}[need]
+        # A device that offers the feature and does not list the capability breaks a MUST: let the case say so.
+        return wanted in listed or need == "ipsec"
+
+    # -- verdicts -----------------------------------------------------------------------------------------
+
+    def check(self, clause_id: str, holds: bool, expected: str, seen: object = "something else") -> bool:
+        """Record whether a clause holds here: ``expected`` in words, ``seen`` as it came. Never raises.
+
+        A clause that the dialect does not have is not recorded.
+        """
+        if clause_id not in self.case.clauses:
+            raise ValueError(f"case {self.case.id} checks {clause_id}, which it does not cite")
+        if self.dialect.name in clause(clause_id).dialects:
+            verdict = Verdict.PASS if holds else failing_verdict(clause(clause_id).level)
+            self.checks.append(Check(clause_id, verdict, expected, "as expected" if holds else str(seen)))
+        return holds
+
+    def require(self, clause_id: str, holds: bool, expected: str, seen: object = "something else") -> None:
+        """Like :meth:`check`, but ends the case when it does not hold: nothing after it would mean anything."""
+        if not self.check(clause_id, holds, expected, seen):
+            raise CheckFailed(expected)
+
+    def reading(self, entry: str, text: str) -> None:
+        """Note which admitted reading of ledger ``entry`` the device follows."""
+        self.readings[entry] = text
+
+    # -- waiting ------------------------------------------------------------------------------------------
+
+    def wait(self, done: object, what: str, *, seconds: float | None = None) -> None:
+        """Poll the target until ``done()`` is true; Wedged after its patience."""
+        if not callable(done):
+            raise TypeError("done must be callable")
+        limit = monotonic() + (self.target.patience if seconds is None else seconds)
+        while not done():
+            if monotonic() >= limit:
+                raise Wedged(f"no answer: {what}")
+            self.target.poll(max(0.0, min(0.05, limit - monotonic())))
+
+    # -- test data ----------------------------------------------------------------------------------------
+
+    def octets(self, count: int) -> bytes:
+        """Random octets of this case: the same in every run with the same seed."""
+        return self.rng.randbytes(count)

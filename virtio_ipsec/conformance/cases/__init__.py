@@ -1,0 +1,1 @@
+"""The cases, one file per subject; importing a module registers what it defines."""

@@ -1,0 +1,129 @@
+"""The driver side of all virtqueues of a device under test, with buffers that show every byte."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from virtio_ipsec.conformance.target import Target
+from virtio_ipsec.conformance.trace import Trace
+from virtio_ipsec.ring.chain import QueueLayout, Segment
+from virtio_ipsec.ring.queue import DriverQueue, allocate_layout, driver_queue, free_layout
+from virtio_ipsec.wire.numbers import Feature, has
+
+#: Entries per queue: enough for every case, small enough for targets with little memory.
+QUEUE_SIZE = 64
+
+
+@dataclass(slots=True)
+class Buffer:
+    """One buffer given to the device. After completion ``written`` is the used length and ``content`` the
+    whole writable part as it lies in memory, including what the device did not write."""
+
+    queue: int
+    readable: tuple[Segment, ...]
+    writable: tuple[Segment, ...]
+    completed: bool = False
+    written: int = 0
+    content: bytes = b""
+
+
+class Queues:
+    """Virtqueues by index. Nothing is posted or kicked unless a case asks for it."""
+
+    def __init__(self, target: Target, trace: Trace) -> None:
+        self._target = target
+        self._trace = trace
+        self._queues: dict[int, DriverQueue] = {}
+        self._taken: list[int] = []
+        self._layouts: list[QueueLayout] = []
+        self.features = 0
+
+    def forget(self) -> None:
+        """After a device reset: give all memory back and know no queue."""
+        for address in self._taken:
+            self._target.allocator.free(address)
+        for layout in self._layouts:
+            free_layout(self._target.allocator, layout)
+        self._taken = []
+        self._layouts = []
+        self._queues = {}
+        self.features = 0
+
+    def indices(self) -> list[int]:
+        """The queues that exist: data and control queues, then the first administration virtqueue."""
+        found = list(range(self._target.num_queues()))
+        if has(self.features, Feature.F_ADMIN_VQ):
+            found.append(self._target.admin_queue_index())
+        return found
+
+    def enable_all(self, features: int) -> None:
+        """Set up every queue for these negotiated features."""
+        self.features = features
+        for index in self.indices():
+            self.enable(index)
+
+    def enable(self, index: int, size: int = QUEUE_SIZE) -> None:
+        """Set up one queue, anew if it was reset."""
+        size = min(size, self._target.queue_max_size(index))
+        layout = allocate_layout(self._target.allocator, size, self.features)
+        self._layouts.append(layout)
+        # The driver side zeroes the ring, so it exists before the device is told.
+        queue = driver_queue(self._target.memory, layout, self.features, self._target.allocator)
+        self._target.enable_queue(index, layout)
+        self._queues[index] = queue
+
+    def drop(self, index: int) -> None:
+        """Forget a queue that was reset."""
+        del self._queues[index]
+
+    def submit(
+        self,
+        index: int,
+        readable: bytes | Sequence[bytes] = b"",
+        writable: int | Sequence[int] = 0,
+        *,
+        fill: int = 0xAA,
+        kick: bool = True,
+    ) -> Buffer:
+        """Post one buffer: readable bytes, then writable room filled with ``fill``; one descriptor each, or
+        one per element of a sequence. Kicks unless told not to."""
+        pieces = [readable] if isinstance(readable, bytes) else list(readable)
+        rooms = [writable] if isinstance(writable, int) else list(writable)
+        buffer = Buffer(
+            index,
+            tuple(self._place(piece) for piece in pieces if piece),
+            tuple(self._place(bytes((fill,)) * room) for room in rooms if room),
+        )
+        queue = self._queues[index]
+        queue.add(buffer.readable, buffer.writable, buffer)
+        queue.publish()
+        if kick:
+            self.kick(index)
+        return buffer
+
+    def _place(self, data: bytes) -> Segment:
+        address = self._target.allocator.alloc(len(data))
+        self._taken.append(address)
+        self._target.memory.write(address, data)
+        return Segment(address, len(data))
+
+    def kick(self, index: int) -> None:
+        """Notify the device of a queue."""
+        self._target.kick(index)
+
+    def collect(self, index: int) -> list[Buffer]:
+        """Buffers that the device has completed since the last call."""
+        done = []
+        for used in self._queues[index].poll():
+            buffer = used.token
+            assert isinstance(buffer, Buffer)  # noqa: S101 - only `submit` makes tokens
+            read = self._target.memory.read
+            buffer.content = b"".join(read(part.addr, part.length) for part in buffer.writable)
+            buffer.completed, buffer.written = True, used.written
+            done.append(buffer)
+        return done
+
+    def state(self, index: int) -> DriverQueue:
+        """The queue itself, for cases about rings."""
+        return self._queues[index]

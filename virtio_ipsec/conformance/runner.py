@@ -1,0 +1,127 @@
+"""Runs cases against a target: each isolated by a reset, in an order drawn from a seed, framed by sanity runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from fnmatch import fnmatchcase
+from random import Random
+from time import perf_counter
+
+from virtio_ipsec import __version__
+from virtio_ipsec.conformance.bench import Bench
+from virtio_ipsec.conformance.case import NEEDS, Case, load_cases
+from virtio_ipsec.conformance.result import (
+    CaseResult,
+    Identity,
+    Report,
+    case_verdict,
+    clause_verdicts,
+)
+from virtio_ipsec.conformance.target import Target
+from virtio_ipsec.conformance.verdict import CheckFailed, Unsupported, Verdict, Wedged
+from virtio_ipsec.errors import VirtioIpsecError
+from virtio_ipsec.specification import load_clauses
+
+#: Runs first and last: a device that cannot do this would make every other verdict meaningless.
+SANITY = "sanity-start"
+
+Progress = Callable[[int, int, CaseResult], None]
+
+
+def select(dialect: str, only: Iterable[str] = (), exclude: Iterable[str] = ()) -> tuple[Case, ...]:
+    """The cases that have a clause in ``dialect`` and whose id, or a cited clause, matches a pattern of
+    ``only`` (all when empty) and none of ``exclude``. Patterns are shell-like: ``NET-IPSEC-*``, ``adm-*``."""
+    wanted, unwanted = tuple(only), tuple(exclude)
+
+    def matches(case: Case, patterns: tuple[str, ...]) -> bool:
+        names = (case.id, *case.clauses)
+        return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
+
+    return tuple(
+        case
+        for case in load_cases()
+        if case.clauses_in(dialect)
+        and (not wanted or matches(case, wanted))
+        and not (unwanted and matches(case, unwanted))
+    )
+
+
+def run_case(case: Case, target: Target, seed: int) -> CaseResult:
+    """Run one case on a freshly reset target. Never raises for what the device does."""
+    bench = Bench(target, Random(f"{seed}/{case.id}"), case)
+    begin = perf_counter()
+    verdict: Verdict | None = None
+    reason = ""
+    try:
+        bench.reset()
+        missing = sorted(need for need in case.needs if not bench.offers(need))
+        if missing:
+            raise Unsupported("; ".join(NEEDS[need] for need in missing))
+        bench.reset()
+        case.body(bench)
+    except CheckFailed:
+        pass
+    except Unsupported as error:
+        verdict, reason = Verdict.UNSUPPORTED, str(error)
+    except Wedged as error:
+        verdict, reason = Verdict.WEDGED, str(error)
+    except VirtioIpsecError as error:
+        verdict, reason = Verdict.ERROR, f"{type(error).__name__}: {error}"
+    except Exception as error:  # a defect of the suite or of the target must not end the run
+        verdict, reason = Verdict.ERROR, f"unexpected {type(error).__name__}: {error}"
+    if verdict is None:
+        verdict = case_verdict(bench.checks)
+        if verdict is Verdict.ERROR:
+            reason = "the case ended without a check"
+    return CaseResult(
+        id=case.id,
+        title=case.title,
+        clauses=tuple(c.id for c in case.clauses_in(target.dialect.name)),
+        verdict=verdict,
+        checks=tuple(bench.checks),
+        reason=reason,
+        readings=tuple(sorted(bench.readings.items())),
+        events=bench.trace.events() if verdict not in {Verdict.PASS, Verdict.UNSUPPORTED} else (),
+        seconds=perf_counter() - begin,
+    )
+
+
+def run(
+    target: Target,
+    cases: tuple[Case, ...],
+    *,
+    seed: int = 0,
+    progress: Progress = lambda done, total, result: None,
+) -> Report:
+    """Run ``cases`` in an order drawn from ``seed`` and judge every clause of the target's dialect."""
+    begin = perf_counter()
+    order = [case for case in cases if case.id != SANITY]
+    Random(seed).shuffle(order)
+    sanity = [case for case in cases if case.id == SANITY]
+    order = [*sanity, *order, *sanity]
+    found: dict[str, CaseResult] = {}
+    for number, case in enumerate(order, 1):
+        result = run_case(case, target, seed)
+        earlier = found.get(case.id)
+        # The closing sanity run replaces the opening one only when it is worse.
+        if earlier is None or earlier.verdict is Verdict.PASS:
+            found[case.id] = result
+        progress(number, len(order), result)
+    results = tuple(found[name] for name in sorted(found))
+    dialect = target.dialect.name
+    clauses = tuple(c for c in load_clauses() if dialect in c.dialects)
+    target.reset()
+    return Report(
+        identity=Identity(
+            target=target.name,
+            dialect=dialect,
+            wire=target.has_wire,
+            features=target.device_features(),
+            details=dict(target.details),
+        ),
+        version=__version__,
+        seed=seed,
+        cases=results,
+        clauses=clause_verdicts(clauses, results),
+        seconds=perf_counter() - begin,
+    )

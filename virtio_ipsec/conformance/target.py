@@ -1,0 +1,82 @@
+"""What the suite needs of a device under test: a raw link, and a wire when the test bed has one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import entry_points
+from typing import Protocol
+
+from virtio_ipsec.driver.link import Link
+from virtio_ipsec.errors import ConfigError
+from virtio_ipsec.transport import targets
+from virtio_ipsec.wire.dialect import Dialect
+
+#: Installed packages add targets under this group: name -> callable(argument, dialect) -> Target.
+ENTRY_POINTS = "virtio_ipsec.targets"
+
+
+class Target(Link, Protocol):
+    """A device under test. Everything raw: no call interprets what passes through it.
+
+    A target whose device works on its own time lets it work in :meth:`poll`; the suite polls up to
+    ``patience`` seconds before it calls the device wedged or a frame absent.
+    """
+
+    @property
+    def name(self) -> str:
+        """What was asked for, for the report: ``loopback``, ``vhost-user:/tmp/s``."""
+
+    @property
+    def dialect(self) -> Dialect:
+        """The dialect that the device is to speak."""
+
+    @property
+    def details(self) -> Mapping[str, str]:
+        """Vendor, model, firmware: free text for the report."""
+
+    @property
+    def has_wire(self) -> bool:
+        """Whether frames can be injected and captured at the device's other side."""
+
+    @property
+    def patience(self) -> float:
+        """Seconds to wait for an answer; 0 for a device that answers within the call."""
+
+    def reset(self) -> None:
+        """Reset the device, wait until it is reset, and forget captured frames and interrupts."""
+
+    def inject(self, frame: bytes) -> None:
+        """A frame arrives at the device from the wire."""
+
+    def captured(self) -> list[bytes]:
+        """Frames that left on the wire since the last call."""
+
+    def close(self) -> None:
+        """Release what the target holds."""
+
+
+Factory = Callable[[str, Dialect], Target]
+
+
+def factories() -> dict[str, Factory]:
+    """Target name -> factory: the built-in ones and those of installed packages."""
+    found: dict[str, Factory] = {"loopback": targets.loopback}
+    for entry in entry_points(group=ENTRY_POINTS):
+        found.setdefault(entry.name, entry.load())
+    return found
+
+
+@contextmanager
+def open_target(uri: str, dialect: Dialect) -> Iterator[Target]:
+    """Open ``NAME`` or ``NAME:ARGUMENT`` and close it afterwards. Raises ConfigError for an unknown name and
+    whatever TransportError the target raises when it cannot be reached."""
+    name, _, argument = uri.partition(":")
+    known = factories()
+    if name not in known:
+        raise ConfigError(f"no target is called {name!r}; known: {', '.join(sorted(known))}")
+    target = known[name](argument, dialect)
+    try:
+        yield target
+    finally:
+        target.close()

@@ -1,0 +1,38 @@
+"""What went over the wire and through the queues during a case, without keys: the evidence of a verdict."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+#: Exchanges kept per case. A verdict is about the last of them; long data runs would drown it.
+KEPT = 24
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One exchange. ``kind`` is "admin", "transmit", "wire-out", "inject", "receive" or "note"; ``lines``
+    are ready to print, key and salt bytes masked."""
+
+    kind: str
+    summary: str
+    lines: tuple[str, ...] = ()
+
+
+class Trace:
+    """The last events of a case."""
+
+    __slots__ = ("_events", "dropped")
+
+    def __init__(self) -> None:
+        self._events: deque[Event] = deque(maxlen=KEPT)
+        self.dropped = 0
+
+    def add(self, kind: str, summary: str, lines: tuple[str, ...] = ()) -> None:
+        """Record an event; the oldest is dropped when ``KEPT`` are held."""
+        self.dropped += len(self._events) == KEPT
+        self._events.append(Event(kind, summary, lines))
+
+    def events(self) -> tuple[Event, ...]:
+        """What is kept, oldest first."""
+        return tuple(self._events)
