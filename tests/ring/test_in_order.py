@@ -96,6 +96,17 @@ def test_the_split_device_tells_every_entry_unless_asked(split) -> None:
     assert split.used()[2][:2] == [(0, 8), (1, 8)]
 
 
+def test_the_packed_device_tells_every_buffer_unless_asked(packed) -> None:
+    for slot in range(2):
+        packed.desc(slot, B, 8, 40 + slot, AVAIL | WRITE)
+    queue = PackedDeviceQueue(packed.memory, packed.layout, ORDERED)
+    queue.push_many([(queue.pop(), 8), (queue.pop(), 8)])
+    assert [packed.read_desc(slot)[2:] for slot in range(2)] == [
+        (40, AVAIL | USED | WRITE),
+        (41, AVAIL | USED | WRITE),
+    ]
+
+
 def test_batching_needs_the_feature(split) -> None:
     for index in range(2):
         split.desc(index, B, 8, WRITE)

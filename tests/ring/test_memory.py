@@ -85,9 +85,11 @@ def test_an_empty_range_touches_nothing_and_is_allowed_anywhere(memory: GuestMem
 
 @pytest.mark.parametrize(("width", "value"), [(16, 0x1234), (32, 0x12345678), (64, 0x123456789ABCDEF0)])
 def test_typed_accessors_are_little_endian(memory: GuestMemory, width: int, value: int) -> None:
+    around = memory.read(0x100C, 1), memory.read(0x100D + width // 8, 1)
     getattr(memory, f"put_u{width}")(0x100D, value)
     assert getattr(memory, f"u{width}")(0x100D) == value
     assert memory.read(0x100D, width // 8) == value.to_bytes(width // 8, "little")
+    assert around == (memory.read(0x100C, 1), memory.read(0x100D + width // 8, 1))
 
 
 def test_words_are_the_memory_itself(memory: GuestMemory) -> None:

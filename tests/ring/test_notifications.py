@@ -223,6 +223,16 @@ def test_packed_device_writes_its_event_structure(packed) -> None:
     assert packed.device_event() == (1, DESC)
 
 
+def test_a_restored_device_asks_for_what_comes_next(split, packed) -> None:
+    queue = SplitDeviceQueue(split.memory, split.layout, EVENT)
+    split.poke("<H", 0x6000, 1)
+    queue.restore(9)
+    assert (split.used()[0], split.used()[3]) == (0, 9)
+    queue = PackedDeviceQueue(packed.memory, packed.layout, EVENT)
+    queue.restore(0x0001_0002)
+    assert packed.device_event() == (2, DESC)
+
+
 def test_packed_driver_kicks_by_the_device_event_structure(packed) -> None:
     queue = PackedDriverQueue(packed.memory, packed.layout, EVENT)
     answers = []

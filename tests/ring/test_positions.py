@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from virtio_ipsec.ring.chain import QueueLayout, Segment
-from virtio_ipsec.ring.faults import Fault, LayoutError, UsedError
+from virtio_ipsec.ring.faults import ChainError, Fault, LayoutError, UsedError
 from virtio_ipsec.ring.memory import Allocator
 from virtio_ipsec.ring.queue import Used, device_queue, driver_queue
 from virtio_ipsec.wire.numbers import Feature, mask
@@ -145,6 +145,38 @@ def test_an_impossible_position_is_refused(packed, features: int, state: int) ->
     with pytest.raises(LayoutError) as caught:
         device.restore(state)
     assert caught.value.kind is Fault.INDEX
+
+
+@BOTH
+def test_a_restored_queue_knows_nothing_of_earlier_chains_and_faults(split, features: int) -> None:
+    driver, device = pair(split, features)
+    driver.add([], [Segment(B, 8)], 0)
+    driver.publish()
+    state = device.state()
+    stale = device.pop()
+    device.restore(state)
+    with pytest.raises(UsedError):
+        device.push(stale, 8)
+    fresh = device.pop()
+    device.push(fresh, 8)
+    split.poke("<H", 0x4002, 99)
+    split.poke("<QIHH", 0x1010, B, 0, 1, 0x80)
+    with pytest.raises(ChainError):
+        device.pop()
+    device.restore(device.state())
+    assert not device.broken
+
+
+def test_giving_back_moves_the_event_index_only_when_it_is_in_use(split) -> None:
+    for features, listening in ((0, True), (EVENT, False)):
+        driver, device = pair(split, features)
+        if not listening:
+            device.disable_notifications()
+        driver.add([], [Segment(B, 8)], 0)
+        driver.publish()
+        split.poke("<H", 0x6024, 0x7777)
+        device.unpop(device.pop())
+        assert split.used()[3] == 0x7777
 
 
 @BOTH

@@ -106,5 +106,6 @@ def test_the_driver_reads_each_used_entry_once_and_never_its_own_descriptors(fea
         assert driver.poll() == [Used(token, 5)]
         reads = memory.settle()
         assert {reads[address] for address in range(entry, entry + 8)} == {1}
-        assert not any(0x1000 <= address < 0x1040 for address in reads) or features
+        if not features:
+            assert not any(0x1000 <= address < 0x1040 for address in reads)
         assert max(reads.values()) == 1

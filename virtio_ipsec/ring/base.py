@@ -91,7 +91,7 @@ class DeviceQueue(_Queue, ABC):
         """Marks (chain, bytes written) pairs used; the driver sees all of them or none.
 
         With IN_ORDER the chains must be the oldest ones in their order, and ``batch`` lets a run of wholly
-        written chains be told by the entry of the chain that ends it (virtio v1.4 2.7.9, 2.8.10). Not every
+        written chains be told by the entry of the chain that ends it (virtio v1.4 2.7.9, 2.8.8). Not every
         driver copes with that, so it is not the default. Raises :class:`UsedError`, then nothing is changed.
         """
 
@@ -165,7 +165,7 @@ class DeviceQueue(_Queue, ABC):
             room = chain.writable_len
             if not 0 <= written <= min(room, MAX_LENGTH):
                 raise UsedError(Fault.USED_LENGTH, f"{written} bytes written of {room}")
-            if batch and in_order is not None and entries and complete:
+            if batch and in_order is not None and complete:
                 _, _, chains, descriptors = entries.pop()
                 entries.append((chain.head, written, chains + 1, descriptors + held[1]))
             else:

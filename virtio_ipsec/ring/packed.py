@@ -316,7 +316,7 @@ class PackedDriverQueue(DriverQueue):
         self._refuse_when_broken()
         while (word := self._next_word()) is not None:
             while word is not None:
-                # Without F_WRITE the length is reserved and ignored (virtio v1.4 2.8.5).
+                # Without F_WRITE the length is reserved and ignored (virtio v1.4 2.8.4).
                 written = word & 0xFFFFFFFF if word >> 48 & F_WRITE else 0
                 batch = self._take_used(word >> 32 & 0xFFFF, written)
                 steps = sum([len(posted.descriptors) for posted in batch])

@@ -29,7 +29,7 @@ NO_INTERRUPT = 1
 _DESCRIPTOR = struct.Struct("<QIHH")
 #: ``next`` has 16 bits: entries of an indirect table beyond this cannot be reached.
 _TABLE_LIMIT = 1 << 16
-#: More steps than any event index can tell apart: the next question is answered with yes.
+#: So many entries contain every event index: the next question is answered with yes.
 _ALWAYS = 1 << 16
 
 
@@ -44,7 +44,7 @@ def split_parts(layout: QueueLayout) -> tuple[tuple[str, int, int, int], ...]:
 
 def _need_event(event: int, new: int, steps: int) -> bool:
     """Whether the ``steps`` entries up to index ``new`` include the one at index ``event`` (modulo 2^16)."""
-    return steps >= _ALWAYS or (new - event - 1) & 0xFFFF < steps
+    return (new - event - 1) & 0xFFFF < steps
 
 
 class _Parts:
@@ -178,7 +178,6 @@ class SplitDeviceQueue(DeviceQueue):
 
     def enable_notifications(self) -> bool:
         self._refuse_when_broken()
-        self._fresh()
         self._arm()
         self._memory.fence()
         return self._fresh() > 0
