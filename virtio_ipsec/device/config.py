@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from ..crypto.algorithms import ah_masks, esp_masks
 from ..errors import ConfigError
+from ..ipsec.params import MAX_REPLAY_WINDOW
 from ..wire.dialect import V14, Dialect
 from ..wire.flow_filter import FfActionCap, FfResourceCap, FfSelectorCap, Selector
 from ..wire.ipsec import IpsecResourceCap, IpsecSaCap, ModeCap
@@ -13,7 +14,7 @@ from ..wire.numbers import FfAction, HashType, IpsecMode, IpsecOption, SelectorF
 from .features import IMPLEMENTED, acceptable, unmet
 
 #: Bytes of the packet header that each selector type covers (virtio v1.4 5.1.6.7.2.2).
-SELECTOR_SIZES = {
+SELECTOR_SIZES: dict[int, int] = {
     SelectorType.ETH: 14,
     SelectorType.IPV4: 20,
     SelectorType.IPV6: 40,
@@ -21,6 +22,8 @@ SELECTOR_SIZES = {
     SelectorType.UDP: 8,
     SelectorType.ESP: 8,
 }
+#: Ethernet, network and transport header.
+MAX_SELECTORS = 3
 
 _TUNNEL_ONLY = IpsecOption.COPY_DSCP | IpsecOption.DEC_TTL | IpsecOption.COPY_DF | IpsecOption.ECN
 _ALL_OPTIONS = IpsecOption.ESN | IpsecOption.UDP_ENCAP | IpsecOption.SA_LIFETIME | _TUNNEL_ONLY
@@ -35,7 +38,7 @@ MODE_OPTIONS = {
 _ESP_MODES = (IpsecMode.ESP_TUNNEL, IpsecMode.ESP_TRANSPORT)
 
 
-def full_sa_cap(max_replay_win_sz: int = 4096) -> IpsecSaCap:
+def full_sa_cap(max_replay_win_sz: int = MAX_REPLAY_WINDOW) -> IpsecSaCap:
     """All four modes with every algorithm of the registry (AH is offered: E69)."""
     modes = []
     for mode in IpsecMode:
@@ -53,6 +56,14 @@ def full_sa_cap(max_replay_win_sz: int = 4096) -> IpsecSaCap:
             )
         )
     return IpsecSaCap(tuple(modes))
+
+
+def _is_within(mode: ModeCap, most: ModeCap) -> bool:
+    masks = ("options", "cipher_algo", "hmac_algo", "aead_algo")
+    limits = ("max_replay_win_sz", "max_cipher_key_len", "max_auth_key_len")
+    return all(getattr(mode, name) & ~getattr(most, name) == 0 for name in masks) and all(
+        getattr(mode, name) <= getattr(most, name) for name in limits
+    )
 
 
 def full_selector_cap() -> FfSelectorCap:
@@ -130,6 +141,7 @@ class DeviceConfig:
         ):
             raise ConfigError("rss_max_key_size: 40 to 255; rss_max_indirection_table_length: 128 to 65535")
         self._check_features()
+        self._check_capabilities()
 
     def _check_features(self) -> None:
         if unknown := self.features & ~IMPLEMENTED:
@@ -138,6 +150,26 @@ class DeviceConfig:
             raise ConfigError("offered without what they need: " + ", ".join(f.name for f in broken))
         if not acceptable(self.offered_features, self.offered_features):
             raise ConfigError("VERSION_1 is not offered")
+
+    def _check_capabilities(self) -> None:
+        """What is advertised must work: nothing beyond the registry of algorithms and the known selectors."""
+        known = {mode.mode: mode for mode in full_sa_cap().modes}
+        for mode in self.sa_cap.modes:
+            most = known.get(mode.mode)
+            if most is None or not _is_within(mode, most):
+                raise ConfigError(f"sa_cap: mode {mode.mode} goes beyond what is implemented")
+        if [m.mode for m in self.sa_cap.modes] != sorted({m.mode for m in self.sa_cap.modes}):
+            raise ConfigError("sa_cap: modes are unique and ascending")
+        types = [s.type for s in self.ff_selectors.selectors]
+        if types != sorted(set(types)) or any(
+            len(s.mask) != SELECTOR_SIZES.get(s.type) for s in self.ff_selectors.selectors
+        ):
+            raise ConfigError("ff_selectors: types are unique and ascending, masks as long as their header")
+        actions = list(self.ff_actions.actions)
+        if actions != sorted(set(actions) & set(FfAction)):
+            raise ConfigError("ff_actions: known actions, unique and ascending")
+        if self.ff_limits.selectors_per_classifier_limit > MAX_SELECTORS:
+            raise ConfigError(f"ff_limits: at most {MAX_SELECTORS} selectors per classifier")
 
     @property
     def offered_features(self) -> int:

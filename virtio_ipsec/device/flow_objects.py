@@ -114,7 +114,7 @@ class ClassifierKind(FlowFilterKind[FfClassifier]):
     def check_chain(self, value: FfClassifier) -> None:
         """Between one and the limit of selectors, outer header first."""
         selectors = value.selectors
-        if not 0 < len(selectors) <= min(self.limits().selectors_per_classifier_limit, len(CHAIN)):
+        if not 0 < len(selectors) <= self.limits().selectors_per_classifier_limit:
             raise InvalidField(f"{len(selectors)} selectors")
         for selector, allowed in zip(selectors, CHAIN, strict=False):
             if selector.type not in allowed:
@@ -127,7 +127,7 @@ class ClassifierKind(FlowFilterKind[FfClassifier]):
                 break
         else:
             raise InvalidField(f"selector type {selector.type} is not in the capability")
-        if len(selector.mask) != SELECTOR_SIZES[SelectorType(selector.type)]:
+        if len(selector.mask) != SELECTOR_SIZES[selector.type]:
             raise InvalidField(f"selector type {selector.type}: mask of {len(selector.mask)} bytes")
         if int.from_bytes(selector.mask, "big") & ~int.from_bytes(limit.mask, "big"):
             raise InvalidField(f"selector type {selector.type}: mask beyond the capability")

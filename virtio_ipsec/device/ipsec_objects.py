@@ -10,7 +10,6 @@ from abc import abstractmethod
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from ..crypto.algorithms import UnsupportedAlgorithm
 from ..errors import InvalidField, NoSpace
 from ..ipsec.params import BadSaParameters, SaParams
 from ..ipsec.sa import InboundSa, OutboundSa
@@ -93,7 +92,7 @@ class SaKind(ObjectKind[IpsecSa, Any]):
         self.check_capability(sa)
         try:
             return SaParams.from_wire(sa, self.context.dialect, self.direction)
-        except (BadSaParameters, UnsupportedAlgorithm) as error:
+        except BadSaParameters as error:
             raise InvalidField(str(error), clause="NET-IPSEC-DEV-06") from error
 
     def prepare_change(self, object_id: int, value: IpsecSa) -> SaParams:
