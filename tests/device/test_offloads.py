@@ -175,6 +175,18 @@ def test_a_packet_that_fits_is_one_finished_segment() -> None:
         assert pieces == [bytes(packet)]
 
 
+def test_the_network_header_may_be_given() -> None:
+    """LLC/SNAP ends in the EtherType; by itself the device does not look that far."""
+    packet = ETHER / IP(src="10.0.0.1", dst="10.0.0.2") / TCP(sport=1, dport=2) / DATA
+    raw = seeded(packet, 34, 16)
+    snap = raw[:12] + b"\x00\x64\xaa\xaa\x03\x00\x00\x00" + raw[12:]
+    hdr = NetHdr(flags=NEEDS, gso_type=1, gso_size=1000, csum_start=42, csum_offset=16)
+    pieces = offloads.segment(snap, hdr, 1, ALL, bytes, 22)
+    assert [piece[:12] + piece[20:] for piece in pieces] == cut(raw, **TCP4_HDR)
+    with pytest.raises(PacketError):
+        offloads.segment(snap, hdr, 1, ALL, bytes)
+
+
 def test_a_length_field_that_cannot_hold_the_packet_does_not_matter() -> None:
     """A packet to be segmented may exceed 64 KiB; its length field is not looked at."""
     packet = ETHER / IP(src="1.2.3.4", dst="5.6.7.8", len=0) / TCP(flags="A") / (b"z" * 70000)

@@ -8,7 +8,7 @@ from ipaddress import IPv4Address, IPv6Address
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scapy.layers.inet import IP, TCP, UDP
+from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import (
     HAO,
     IPv6,
@@ -116,7 +116,7 @@ def test_mobile_ipv6_addresses_replace_those_of_the_header() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [b"\xc9\x10" + bytes(4), b"\x01", b"\xc9\x08" + bytes(8) + b"\x01\x00" * 2]
+    "options", [b"\xc9\x10" + bytes(4), b"\x01", bytes(5) + b"\x01", b"\xc9\x08" + bytes(8) + b"\x01\x00" * 2]
 )
 def test_a_damaged_home_address_option_is_no_home_address(options: bytes) -> None:
     body = options.ljust(-(-(len(options) + 2) // 8) * 8 - 2, b"\0")
@@ -275,6 +275,10 @@ def test_automatic_steering_returns_a_flow_to_the_queue_it_was_sent_on() -> None
     back = bytes(ETHER / IPv6(src="fd00::2", dst="fd00::1") / TCP(sport=2, dport=1))
     flows.sent(back, view(back), 7)
     assert choose(conf, flows, six) == 7
+    ping = bytes(ETHER / IP(src="1.1.1.1", dst="2.2.2.2") / ICMP())
+    pong = bytes(ETHER / IP(src="2.2.2.2", dst="1.1.1.1") / ICMP(type=0))
+    flows.sent(ping, view(ping), 6)
+    assert choose(conf, flows, pong) == 6
 
 
 def test_frames_without_ip_are_not_learned() -> None:

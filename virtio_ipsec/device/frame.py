@@ -66,10 +66,8 @@ def network_offset(frame: bytes | bytearray) -> tuple[int, int]:
 
 
 def view(frame: bytes | bytearray, l3: int = 0) -> FrameView:
-    """Find the headers of ``frame``; ``l3`` != 0 says where the network header is (`outer_nh_offset`)."""
+    """Find the headers of ``frame``; ``l3`` != 0 is where in the frame the network header is known to be."""
     if l3:
-        if not ETHERNET_HEADER <= l3 < len(frame):
-            return FrameView(l3, 0, 0)
         ethertype = frame[l3 - 2] << 8 | frame[l3 - 1]
     else:
         l3, ethertype = network_offset(frame)

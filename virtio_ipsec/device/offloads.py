@@ -73,12 +73,8 @@ def check_gso(hdr: NetHdr, features: int) -> int:
     tunnel = gso & TUNNELS
     if tunnel == TUNNELS:
         raise PacketError(Reason.BAD_GSO, "both tunnel bits are set")
-    if tunnel and (hdr.flags & HdrFlag.DATA_VALID or not base):
-        raise PacketError(Reason.BAD_GSO, "tunnel bit with DATA_VALID or without segmentation")
-    if not base:
-        if gso & _ECN:
-            raise PacketError(Reason.BAD_GSO, "ECN bit without segmentation")
-        return 0
+    if not base or (tunnel and hdr.flags & HdrFlag.DATA_VALID):
+        raise PacketError(Reason.BAD_GSO, "tunnel or ECN bit without segmentation, or with DATA_VALID")
     kind = _KINDS.get(base)
     if kind is None or not has(features, kind.feature):
         raise PacketError(Reason.BAD_GSO, f"gso_type {gso:#x} is unknown or not negotiated")

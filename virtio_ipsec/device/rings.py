@@ -115,10 +115,10 @@ class Rings:
         self._show_live()
 
     def reset(self) -> None:
-        """Device reset: forget every queue (BAS-RESET-02)."""
+        """Device reset: forget every queue (BAS-RESET-02); until one is enabled steering assumes them all."""
         self._queues.clear()
         self._interrupts.clear()
-        self._show_live()
+        self.device.context.live_rx_queues = None
 
     def _show_live(self) -> None:
         """Tell steering which receive queues there are."""
