@@ -20,6 +20,7 @@ from virtio_ipsec.wire.codec import Codec
 from virtio_ipsec.wire.dialect import DIALECTS, Dialect
 from virtio_ipsec.wire.flow_filter import FfActionCap, FfClassifier, FfRule, Selector
 from virtio_ipsec.wire.ipsec import IpsecSa, IpsecSaCap, ModeCap
+from virtio_ipsec.wire.net_control import HashConfig, MacTables, RssConfig
 from virtio_ipsec.wire.net_header import NetHdr
 from virtio_ipsec.wire.numbers import Feature, Opcode, ResourceType, mask
 from virtio_ipsec.wire.redact import admin_secrets, masked_hex, reply_secrets
@@ -27,8 +28,8 @@ from virtio_ipsec.wire.tunnel import NO_TUNNEL, TunnelIPv4, TunnelIPv6, TunnelPa
 
 
 def sa(rng: random.Random) -> IpsecSa:
-    four, six = (lambda: IPv4Address(rng.getrandbits(32))), (lambda: IPv6Address(rng.getrandbits(128)))
-    tunnels: tuple[TunnelParam, ...] = (NO_TUNNEL, TunnelIPv4(four(), four()), TunnelIPv6(six(), six()))
+    four, six = IPv4Address(rng.getrandbits(32)), IPv6Address(rng.getrandbits(128))
+    tunnels: tuple[TunnelParam, ...] = (NO_TUNNEL, TunnelIPv4(four, four), TunnelIPv6(six, six))
     return IpsecSa(
         mode=rng.randrange(6),
         direction=rng.randrange(4),
@@ -115,57 +116,44 @@ def walk(dialect: Dialect) -> Callable[[bytes], None]:
     return run
 
 
+def built(codec: Codec[Any], *values: object) -> Callable[[random.Random], bytes]:
+    """A seed that is one of these values' bytes."""
+    return lambda rng: codec.build(rng.choice(values))
+
+
 def of(codec: Codec[Any], seed: Callable[[random.Random], bytes], name: str = "") -> Target:
     return Target(name or codec.name, seed, again(codec), (WireError,))
 
 
+def of_dialect(dialect: Dialect) -> list[Target]:
+    header = dialect.net_hdr(mask(Feature.NET_F_IPSEC))
+    caps = (IpsecSaCap(), IpsecSaCap((ModeCap(1), ModeCap(2))))
+    return [
+        Target(f"walk-{dialect.name}", lambda rng: command(rng, dialect), walk(dialect), (WireError,)),
+        of(dialect.sa, lambda rng: dialect.sa.build(sa(rng)), f"sa-{dialect.name}"),
+        of(dialect.sa_cap, built(dialect.sa_cap, *caps), f"sa-cap-{dialect.name}"),
+        of(header, built(header, NetHdr(1, 1, 54, 1400), NetHdr(resource_id=1)), f"header-{dialect.name}"),
+    ]
+
+
+V14, RFC = DIALECTS.values()
 TARGETS = [
-    Target(
-        "admin", lambda rng: command(rng, DIALECTS["virtio-1.4"]), parses(admin.ADMIN_COMMAND), (WireError,)
-    ),
+    Target("admin", lambda rng: command(rng, V14), parses(admin.ADMIN_COMMAND), (WireError,)),
     Target("reply", lambda rng: rng.randbytes(24), parses(admin.ADMIN_REPLY), (WireError,)),
     of(admin.OBJECT_COMMAND, lambda rng: rng.randbytes(40)),
     of(admin.CAP_COMMAND, lambda rng: rng.randbytes(40)),
-    of(
-        flow_filter.FF_CLASSIFIER,
-        lambda rng: flow_filter.FF_CLASSIFIER.build(FfClassifier(selectors(rng))),
-    ),
-    of(
-        flow_filter.FF_RULE, lambda rng: flow_filter.FF_RULE.build(FfRule(1, 2, 3, 4, keys=rng.randbytes(42)))
-    ),
-    of(flow_filter.FF_ACTION_CAP, lambda _rng: flow_filter.FF_ACTION_CAP.build(FfActionCap((1, 2, 3)))),
+    of(flow_filter.FF_CLASSIFIER, lambda rng: object_data(rng, V14, ResourceType.NET_FF_CLASSIFIER)),
+    of(flow_filter.FF_RULE, lambda rng: object_data(rng, V14, ResourceType.NET_FF_RULE)),
+    of(flow_filter.FF_ACTION_CAP, built(flow_filter.FF_ACTION_CAP, FfActionCap((1, 2, 3)))),
     of(flow_filter.FF_RESOURCE_CAP, lambda rng: rng.randbytes(20)),
     of(net_config.NET_CONFIG, lambda rng: rng.randbytes(28)),
     of(net_control.CTRL_COMMAND, lambda rng: rng.randbytes(10)),
-    of(
-        net_control.MAC_TABLES,
-        lambda rng: net_control.MAC_TABLES.build(
-            net_control.MacTables((rng.randbytes(6),), (rng.randbytes(6),))
-        ),
-    ),
-    of(
-        net_control.RSS_CONFIG,
-        lambda rng: net_control.RSS_CONFIG.build(net_control.RssConfig(1, 0, (0, 1), 1, rng.randbytes(40))),
-    ),
-    of(
-        net_control.HASH_CONFIG,
-        lambda _rng: net_control.HASH_CONFIG.build(net_control.HashConfig(1, bytes(40))),
-    ),
+    of(net_control.MAC_TABLES, built(net_control.MAC_TABLES, MacTables((bytes(6),), (bytes(6),)))),
+    of(net_control.RSS_CONFIG, built(net_control.RSS_CONFIG, RssConfig(1, 0, (0, 1), 1, bytes(40)))),
+    of(net_control.HASH_CONFIG, built(net_control.HASH_CONFIG, HashConfig(1, bytes(40)))),
+    *of_dialect(V14),
+    *of_dialect(RFC),
 ]
-for each in DIALECTS.values():
-    header = each.net_hdr(mask(Feature.NET_F_IPSEC))
-    TARGETS += [
-        Target(
-            f"walk-{each.name}", lambda rng, dialect=each: command(rng, dialect), walk(each), (WireError,)
-        ),
-        of(each.sa, lambda rng, dialect=each: dialect.sa.build(sa(rng)), f"sa-{each.name}"),
-        of(
-            each.sa_cap,
-            lambda _rng, dialect=each: dialect.sa_cap.build(IpsecSaCap((ModeCap(1), ModeCap(2)))),
-            f"sa-cap-{each.name}",
-        ),
-        of(header, lambda _rng, codec=header: codec.build(NetHdr(1, 1, 54, 1400)), f"header-{each.name}"),
-    ]
 
 if __name__ == "__main__":
     sys.exit(fuzz(TARGETS))

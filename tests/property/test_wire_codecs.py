@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
@@ -201,10 +202,8 @@ def test_junk_is_parsed_or_refused_and_always_annotated(case: str, junk: bytes) 
     codec, _ = CASES[case]
     assert b"".join(view.raw for view in codec.annotate(junk)) == junk
     for options in ({}, {"complete": True}, {"exact": True}):
-        try:
+        with suppress(WireError):
             codec.parse(junk, **options)
-        except WireError:
-            pass
 
 
 @pytest.mark.parametrize("name", DIALECTS)

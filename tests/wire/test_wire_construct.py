@@ -1,4 +1,4 @@
-"""The compiled construct definitions, which the codecs run, against the interpreted ones and other facts."""
+"""What the codecs run against the construct definitions it comes from, and the fuzz entry."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ RECORDS: list[Record[Any]] = [
 
 
 @pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.name)
-def test_compiled_and_interpreted_definitions_agree(record: Record[Any]) -> None:
+def test_condensed_and_interpreted_definitions_agree(record: Record[Any]) -> None:
     rng = random.Random(1)
     for _ in range(20):
         wire = rng.randbytes(record.fixed_size)
@@ -43,6 +43,8 @@ def test_octets_of_the_wrong_length_are_refused() -> None:
     assert members.pack({"a": 1, "b": b"xyz"}) == b"\1\0xyz"
     with pytest.raises(WireError, match="2 bytes where 3"):
         members.pack({"a": 1, "b": b"xy"})
+    with pytest.raises(WireError, match="should be bytes"):
+        members.pack({"a": 1, "b": "xyz"})
 
 
 def test_dialects_are_found_by_name_and_varied_by_switch() -> None:

@@ -98,6 +98,11 @@ def test_a_cut_header_is_refused_and_never_filled() -> None:
         codec.parse(V14_BYTES + b"\0", exact=True)
 
 
+def test_a_header_is_read_from_the_middle_of_a_buffer() -> None:
+    codec = V14.net_hdr(mask(F.NET_F_IPSEC))
+    assert codec.read(b"xyz" + V14_BYTES + b"frame", 3) == (FULL, 35)
+
+
 def test_a_header_member_that_does_not_fit_is_refused() -> None:
     codec = V14.net_hdr(mask(F.NET_F_IPSEC))
     for value in (NetHdr(flags=256), NetHdr(hdr_len=-1), NetHdr(resource_type=1 << 16)):
@@ -169,6 +174,28 @@ def test_the_reserved_bit_of_a_receive_queue_id_is_ignored() -> None:
 def test_an_rss_configuration_that_cannot_be_written_is_refused(value: RssConfig) -> None:
     with pytest.raises(WireError):
         RSS_CONFIG.build(value)
+
+
+def test_layouts_of_the_control_commands() -> None:
+    places = {
+        codec.name: [(row.name, row.offset, row.size) for row in codec.layout()]
+        for codec in (MAC_TABLES, RSS_CONFIG, HASH_CONFIG)
+    }
+    assert places == {
+        "virtio_net_ctrl_mac": [("entries", 0, 4), ("macs", 4, None)],
+        "virtio_net_rss_config": [
+            ("hash_types", 0, 4),
+            ("indirection_table_mask", 4, 2),
+            ("unclassified_queue", 6, 2),
+            ("indirection_table", 8, None),
+        ],
+        "virtio_net_hash_config": [
+            ("hash_types", 0, 4),
+            ("reserved", 4, 8),
+            ("hash_key_length", 12, 1),
+            ("hash_key_data", 13, None),
+        ],
+    }
 
 
 def test_hash_configuration_in_bytes() -> None:

@@ -109,7 +109,7 @@ class Record(Codec[T]):
 
     def put_together(self, members: Mapping[str, Any]) -> T:
         """The value that has these members."""
-        return self.value_type(**{name: members[name] for name in self.members.attributes})
+        return self.value_type(**members)
 
     def layout(self) -> tuple[FieldLayout, ...]:
         return tuple(field_layout(self.members.fields))
@@ -151,10 +151,10 @@ class Headed(Codec[T]):
         return whole + bytes(-len(whole) % self.align)
 
     def read(self, data: bytes, at: int) -> tuple[T, int]:
-        members = self.members.unpack(data, at)
+        arguments = self.members.unpack(data, at)
         end = at + self.fixed_size
-        arguments = {name: members[name] for name in self.members.attributes}
-        return self.value_type(**arguments, **{self.to: data[end:]}), max(end, len(data))
+        arguments[self.to] = data[end:]
+        return self.value_type(**arguments), max(end, len(data))
 
     def layout(self) -> tuple[FieldLayout, ...]:
         return (*field_layout(self.members.fields), FieldLayout(self.tail, self.fixed_size, None))
@@ -205,10 +205,9 @@ class Lengthed(Codec[T]):
         return self.members.pack({**members, self.length: len(tail)}) + tail
 
     def read(self, data: bytes, at: int) -> tuple[T, int]:
-        members = self.members.unpack(data, at)
+        arguments = self.members.unpack(data, at)
         start = at + self.fixed_size
-        end = start + members[self.length]
-        arguments = {name: members[name] for name in self._attributes}
+        end = start + arguments.pop(self.length)
         arguments[self.to] = data[start:end].ljust(end - start, b"\0")
         return self.value_type(**arguments), end
 

@@ -199,19 +199,20 @@ def field_layout(fields: Sequence[Field], at: int = 0, prefix: str = "") -> list
 class Members:
     """The construct definition of a run of fields: member values to bytes and back.
 
-    construct's compiler makes it about three times faster and takes about 2 ms, so it runs at first use.
+    Every member has a fixed size, so the definition is condensed into one ``struct.Struct``. Measured on the
+    SA object: 2 us that way, 7 us with construct's own compiler, 30 us interpreted.
     """
 
     def __init__(self, name: str, fields: Sequence[Field]) -> None:
         self.name = name
         self.fields = tuple(fields)
         self.size = sum(each.size for each in fields)
-        self._octets = tuple((f.attribute, f.size) for f in fields if f.kind == "octets")
         self.attributes = tuple(f.attribute for f in fields if f.kind != "reserved")
+        self._octets = tuple((f.attribute, f.size) for f in fields if f.kind == "octets")
 
     @property
-    def definition(self) -> construct.Construct[Any, Any]:
-        """The construct ``Struct``, not compiled."""
+    def definition(self) -> construct.Struct:
+        """The construct ``Struct``."""
         return construct.Struct(*(self._member(each) for each in self.fields))
 
     @staticmethod
@@ -222,28 +223,42 @@ class Members:
         return each.attribute / kind
 
     @cached_property
-    def _compiled(self) -> construct.Construct[Any, Any]:
-        return self.definition.compile()
+    def packer(self) -> struct.Struct:
+        """The definition as one ``Struct``; its items are the members in the order of ``attributes``."""
+        return struct.Struct("<" + "".join(_format(each) for each in self.definition.subcons))
 
     def pack(self, members: Mapping[str, Any]) -> bytes:
         """Bytes of the members. WireError when one does not fit."""
         for name, size in self._octets:
-            # The compiled definition does not check this itself.
+            # struct would cut or fill what has another length.
             if len(members[name]) != size:
                 raise WireError(f"{self.name}.{name}: {len(members[name])} bytes where {size} are needed")
         try:
-            return self._compiled.build(members)
-        except (struct.error, construct.ConstructError) as error:
+            return self.packer.pack(*[members[name] for name in self.attributes])
+        except struct.error as error:
             raise WireError(f"{self.name}: {self._misfit(members)}") from error
 
     def _misfit(self, members: Mapping[str, Any]) -> str:
+        """Which member ``struct`` refused. Only numbers are quoted: octets may be keys."""
         for each in self.fields:
-            value = members.get(each.attribute)
-            if each.kind == "uint" and not (isinstance(value, int) and 0 <= value < 1 << 8 * each.size):
-                return f"{each.name} = {value!r} does not fit {each.size} bytes"
-        return "a member does not fit"
+            if each.kind == "uint":
+                value = members[each.attribute]
+                if not (isinstance(value, int) and 0 <= value < 1 << 8 * each.size):
+                    return f"{each.name} = {value!r} does not fit {each.size} bytes"
+        return "a member that should be bytes is not"
 
-    def unpack(self, data: bytes, at: int) -> Mapping[str, Any]:
+    def unpack(self, data: bytes, at: int) -> dict[str, Any]:
         """Members of the bytes from ``at`` on, zeros standing in for missing ones."""
-        members: Mapping[str, Any] = self._compiled.parse(data[at : at + self.size].ljust(self.size, b"\0"))
-        return members
+        if len(data) - at < self.size:
+            data, at = data[at:].ljust(self.size, b"\0"), 0
+        return dict(zip(self.attributes, self.packer.unpack_from(data, at), strict=True))
+
+
+def _format(member: construct.Construct[Any, Any]) -> str:
+    """The ``struct`` code of one member of a definition."""
+    kind = member.subcon if isinstance(member, construct.Renamed) else member
+    if isinstance(kind, construct.FormatField):
+        return str(kind.fmtstr[1:])
+    if isinstance(kind, construct.Bytes):
+        return f"{kind.length}s"
+    return f"{kind.sizeof()}x"

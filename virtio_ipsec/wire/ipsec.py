@@ -140,14 +140,15 @@ class SaCodec(Record[IpsecSa]):
 
     def put_together(self, members: Mapping[str, Any]) -> IpsecSa:
         arguments = {name: members[name] for name in self._plain}
+        arguments["param"] = self.param.read(members["param"], 0)[0]
         if self.absent != "life":
-            arguments["life"] = LIFETIME.parse(members["life"])
+            arguments["life"] = LIFETIME.read(members["life"], 0)[0]
         for name in ("cipher_key", "auth_key"):
             length = members[f"{name}_length"]
             arguments[name] = members[f"{name}_data"][:length]
             if length > KEY_BYTES:
                 arguments[f"{name}_len"] = length
-        return IpsecSa(param=self.param.parse(members["param"]), **arguments)
+        return IpsecSa(**arguments)
 
     def views(self, data: bytes, at: int, prefix: str = "") -> tuple[list[FieldView], int]:
         views, end = super().views(data, at, prefix)

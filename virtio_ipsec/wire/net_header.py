@@ -1,4 +1,4 @@
-"""``virtio_net_hdr`` in each negotiated size (virtio v1.4 5.1.6): by ``struct``, it is on the packet path.
+"""``virtio_net_hdr`` in each negotiated size (virtio v1.4 5.1.6); it is on the packet path.
 
 Fields have fixed offsets whatever is negotiated; the size says how many of them are there (E15, E16).
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass, fields
 from enum import IntFlag
+from operator import attrgetter
 
 from virtio_ipsec.errors import WireError
 from virtio_ipsec.wire.codec import Codec, Data
@@ -15,6 +16,7 @@ from virtio_ipsec.wire.fields import (
     Field,
     FieldLayout,
     FieldView,
+    Members,
     field_layout,
     field_views,
     flagged,
@@ -48,7 +50,7 @@ class NetHdr:
     resource_type: int = 0
 
 
-_DEFAULTS = tuple(each.name for each in fields(NetHdr))
+_ATTRIBUTES = tuple(each.name for each in fields(NetHdr))
 _GSO_BITS = (GsoType.UDP_TUNNEL_IPV4, GsoType.UDP_TUNNEL_IPV6, GsoType.ECN)
 
 
@@ -101,14 +103,14 @@ class NetHdrCodec(Codec[NetHdr]):
     zero_extends = False
 
     def __init__(self, members: tuple[Field, ...]) -> None:
-        self._fields = members
-        self._names = tuple(each.attribute for each in members if each.kind != "reserved")
-        self._absent = tuple(name for name in _DEFAULTS if name not in self._names)
-        letters = {("uint", 1): "B", ("uint", 2): "H", ("uint", 4): "I", ("reserved", 2): "2x"}
-        self._struct = struct.Struct("<" + "".join(letters[each.kind, each.size] for each in members))
-        self.size = self.fixed_size = self._struct.size
+        self._members = Members(self.name, members)
+        self._names = self._members.attributes
+        self._absent = tuple(name for name in _ATTRIBUTES if name not in self._names)
+        self._struct = self._members.packer
+        self._values = attrgetter(*self._names)
+        self.size = self.fixed_size = self._members.size
         # The members that are there are the first of NetHdr's, save in the RFC's header with its resource id.
-        self._in_order = self._names == _DEFAULTS[: len(self._names)]
+        self._in_order = self._names == _ATTRIBUTES[: len(self._names)]
 
     def build(self, value: NetHdr) -> bytes:
         """The header's bytes. WireError also for a member that this size has no room for, unless it is 0."""
@@ -116,9 +118,10 @@ class NetHdrCodec(Codec[NetHdr]):
             if getattr(value, name):
                 raise WireError(f"{self.name}: a header of {self.size} bytes has no {name}")
         try:
-            return self._struct.pack(*[getattr(value, name) for name in self._names])
-        except struct.error as error:
-            raise WireError(f"{self.name}: {error}") from error
+            return self._struct.pack(*self._values(value))
+        except struct.error:
+            # The slower way says which member does not fit.
+            return self._members.pack({name: getattr(value, name) for name in self._names})
 
     def read(self, data: bytes, at: int) -> tuple[NetHdr, int]:
         return self.parse(data[at:]), at + self.size
@@ -131,10 +134,10 @@ class NetHdrCodec(Codec[NetHdr]):
         return NetHdr(*members) if self._in_order else NetHdr(**dict(zip(self._names, members, strict=True)))
 
     def layout(self) -> tuple[FieldLayout, ...]:
-        return tuple(field_layout(self._fields))
+        return tuple(field_layout(self._members.fields))
 
     def views(self, data: bytes, at: int, prefix: str = "") -> tuple[list[FieldView], int]:
-        return field_views(self._fields, data, at, prefix)
+        return field_views(self._members.fields, data, at, prefix)
 
 
 _V14 = _common(HdrFlag)
