@@ -64,18 +64,21 @@ REFUSED: list[tuple[str, int, int, dict[str, Any]]] = [
     ("replay_win_sz", TUNNEL, IN, {"replay_win_sz": 4097}),
     ("replay_win_sz", TUNNEL, IN, {"replay_win_sz": 0, "options": IpsecOption.ESN}),
     ("cipher_key.length", TUNNEL, OUT, {"cipher_key_len": 33}),
+    ("cipher_key.length", TUNNEL, OUT, {"cipher_key_len": 15}),
+    ("cipher_key.length", TUNNEL, OUT, {"cipher_key": bytes(33)}),
     ("auth_key.length", AH_TUNNEL, IN, {"auth_key_len": 48}),
-    ("cipher_algo/auth_algo", TUNNEL, OUT, {"cipher_key": bytes(20)}),  # key and salt in one (E31)
-    ("cipher_algo/auth_algo", TUNNEL, OUT, {"cipher_algo": CipherAlgo.DES_CBC, "cipher_key": bytes(8)}),
-    ("cipher_algo/auth_algo", TUNNEL, OUT, {"cipher_algo": CipherAlgo.AES_CBC}),
+    ("auth_key.length", AH_TUNNEL, IN, {"auth_key": bytes(64)}),
+    ("cipher_algo", TUNNEL, OUT, {"cipher_key": bytes(20)}),  # key and salt in one (E31)
+    ("cipher_algo", TUNNEL, OUT, {"cipher_algo": CipherAlgo.DES_CBC, "cipher_key": bytes(8)}),
+    ("cipher_algo", TUNNEL, OUT, {"cipher_algo": CipherAlgo.AES_CBC}),
     (
-        "cipher_algo/auth_algo",
+        "cipher_algo",
         TUNNEL,
         OUT,
         CBC_SHA256 | {"cipher_algo": 1 << 3},
     ),  # a mask in place of a value (E29)
-    ("cipher_algo/auth_algo", AH_TUNNEL, OUT, {"cipher_algo": CipherAlgo.AES_CBC, "cipher_key": bytes(16)}),
-    ("cipher_algo/auth_algo", AH_TUNNEL, IN, {"auth_algo": MacAlgo.NO_MAC, "auth_key": b""}),
+    ("auth_algo", AH_TUNNEL, OUT, {"cipher_algo": CipherAlgo.AES_CBC, "cipher_key": bytes(16)}),
+    ("auth_algo", AH_TUNNEL, IN, {"auth_algo": MacAlgo.NO_MAC, "auth_key": b""}),
     (
         "auth_key",
         TUNNEL,

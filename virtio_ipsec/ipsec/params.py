@@ -183,17 +183,19 @@ def _replay_window(sa: IpsecSa, options: IpsecOption) -> int:
 
 
 def _suite(sa: IpsecSa, mode: IpsecMode) -> Suite:
-    for name, length in (("cipher_key", sa.cipher_key_length), ("auth_key", sa.auth_key_length)):
-        if length > MAX_KEY_LEN:
-            raise BadSaParameters(f"{name}.length", f"exceeds {MAX_KEY_LEN}")
-    lengths = sa.cipher_key_length, sa.auth_key_length
+    cipher_len, auth_len = len(sa.cipher_key), len(sa.auth_key)
+    if sa.cipher_key_length != cipher_len or cipher_len > MAX_KEY_LEN:
+        raise BadSaParameters("cipher_key.length", f"must be 0 to {MAX_KEY_LEN}")
+    if sa.auth_key_length != auth_len or auth_len > MAX_KEY_LEN:
+        raise BadSaParameters("auth_key.length", f"must be 0 to {MAX_KEY_LEN}")
+    is_ah = mode in _AH_MODES
     try:
-        if mode in _AH_MODES:
-            suite = ah_suite(sa.auth_algo, lengths[1], sa.cipher_algo, lengths[0])
+        if is_ah:
+            suite = ah_suite(sa.auth_algo, auth_len, sa.cipher_algo, cipher_len)
         else:
-            suite = esp_suite(sa.cipher_algo, sa.auth_algo, *lengths)
+            suite = esp_suite(sa.cipher_algo, sa.auth_algo, cipher_len, auth_len)
     except UnsupportedAlgorithm as error:
-        raise BadSaParameters("cipher_algo/auth_algo", str(error)) from None
+        raise BadSaParameters("auth_algo" if is_ah else "cipher_algo", str(error)) from None
     if suite.kind is Kind.AEAD and sa.auth_key and not compare_digest(sa.auth_key, sa.cipher_key):
         raise BadSaParameters("auth_key", "must be empty or repeat cipher_key (E28)")
     return suite
