@@ -1,0 +1,55 @@
+"""Built-in devices under test: what `conformance` and its plug-ins call a target."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+
+from ..device.config import DeviceConfig
+from ..device.device import Device
+from ..errors import ConfigError
+from ..wire.dialect import Dialect
+from .loopback import Loopback
+
+#: Bytes of guest memory: room for all rings and for receive buffers of 64 KiB on every queue.
+_MEMORY = 64 << 20
+
+
+class LoopbackTarget(Loopback):
+    """The embedded device as a target. It answers within each call, so nobody has to wait for it."""
+
+    name = "loopback"
+    has_wire = True
+    patience = 0.0
+
+    def __init__(self, device: Device) -> None:
+        super().__init__(device, memory_size=_MEMORY)
+        self.dialect = device.config.dialect
+
+    @property
+    def details(self) -> Mapping[str, str]:
+        """Which device model this is."""
+        return {"device": type(self.device).__name__}
+
+    def reset(self) -> None:
+        """Reset the device; frames and interrupts of its earlier life are forgotten."""
+        self.write_status(0)
+        self.captured()
+        self.interrupts()
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+
+def loopback(
+    argument: str,
+    dialect: Dialect,
+    device_class: type[Device] = Device,
+    config: DeviceConfig | None = None,
+    rng: Callable[[int], bytes] = os.urandom,
+) -> LoopbackTarget:
+    """A target around a device made here; ``config`` (whose dialect is ``dialect``) defaults to everything
+    that the device can do. ``argument`` has to be empty: ConfigError otherwise."""
+    if argument:
+        raise ConfigError(f"loopback takes no argument, got {argument!r}")
+    return LoopbackTarget(device_class(config or DeviceConfig(dialect=dialect), rng))
