@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "device"))
 
 import plane
 
+from virtio_ipsec.device.frame import view
 from virtio_ipsec.device.receive import Receiver
 from virtio_ipsec.device.state import DataPlaneContext, Steering
 from virtio_ipsec.device.transmit import Transmitter
@@ -98,13 +99,17 @@ def buffer(dialect: Dialect) -> Callable[[random.Random], bytes]:
 
     def make(rng: random.Random) -> bytes:
         frame = clear_frame(rng)
-        l3 = frame.index(b"\x45") if b"\x45" in frame[:20] else 14
+        headers = view(frame)
+        tcp = headers.protocol == 6
+        fitting = (1 if headers.version == 4 else 4) if tcp else rng.choice((3, 5))
         hdr = {
             "flags": rng.choice((0, 1, 1, 9, ctx.dialect.flag_security, ctx.dialect.flag_security | 1)),
-            "gso_type": rng.choice((0, 0, 1, 3, 4, 5, 0x21, 0x41, 0x81)),
+            "gso_type": rng.choice(
+                (0, 0, fitting, fitting, fitting, rng.choice((1, 3, 4, 5, 0x21, 0x41, 0x81)))
+            ),
             "gso_size": rng.choice((0, 1, 8, 100, 1448, 65535)),
-            "csum_start": rng.choice((l3 + 20, 34, 54, 84, rng.randrange(120))),
-            "csum_offset": rng.choice((6, 16, 16, rng.randrange(30))),
+            "csum_start": rng.choice((headers.l4, headers.l4, 84, rng.randrange(120))),
+            "csum_offset": rng.choice((16 if tcp else 6, 16 if tcp else 6, rng.randrange(30))),
         }
         if ctx.has(Feature.NET_F_IPSEC):
             hdr |= {"resource_id": rng.randrange(3), "resource_type": rng.choice((0x203, 0x203, 0x204, 0))}
