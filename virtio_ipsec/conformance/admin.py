@@ -136,11 +136,14 @@ class AdminBench:
         dialect = self._bench.dialect
         opcode = int.from_bytes(readable[:2], "little")
         name = Opcode(opcode).name if opcode in Opcode._value2member_map_ else f"opcode {opcode:#x}"
-        lines = [
-            *(_line(">", view) for view in annotate_admin(readable, dialect)),
-            *(_line("<", view) for view in annotate_reply(readable, reply.valid, dialect)),
-        ]
-        self._bench.trace.add("admin", f"{name}: {reply}, {reply.written} bytes written", tuple(lines))
+
+        def lines() -> tuple[str, ...]:
+            return (
+                *(_line(">", view) for view in annotate_admin(readable, dialect)),
+                *(_line("<", view) for view in annotate_reply(readable, reply.valid, dialect)),
+            )
+
+        self._bench.trace.add("admin", f"{name}: {reply}, {reply.written} bytes written", lines)
 
     # -- commands -----------------------------------------------------------------------------------------
 

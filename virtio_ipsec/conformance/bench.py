@@ -135,15 +135,26 @@ class Bench:
 
     # -- verdicts -----------------------------------------------------------------------------------------
 
-    def check(self, clause_id: str, holds: bool, expected: str, seen: object = "something else") -> bool:
+    def check(
+        self,
+        clause_id: str,
+        holds: bool,
+        expected: str,
+        seen: object = "something else",
+        *,
+        advisory: bool = False,
+    ) -> bool:
         """Record whether a clause holds here: ``expected`` in words, ``seen`` as it came. Never raises.
 
-        A clause that the dialect does not have is not recorded.
+        A clause that the dialect does not have is not recorded. ``advisory``: what does not hold is a warning
+        even under a MUST, because the ledger or another keyword of the same sentence leaves it open.
         """
         if clause_id not in self.case.clauses:
             raise ValueError(f"case {self.case.id} checks {clause_id}, which it does not cite")
         if self.dialect.name in clause(clause_id).dialects:
-            verdict = Verdict.PASS if holds else failing_verdict(clause(clause_id).level)
+            verdict = Verdict.PASS
+            if not holds:
+                verdict = Verdict.WARN if advisory else failing_verdict(clause(clause_id).level)
             self.checks.append(Check(clause_id, verdict, expected, "as expected" if holds else str(seen)))
         return holds
 

@@ -46,18 +46,23 @@ def select(dialect: str, only: Iterable[str] = (), exclude: Iterable[str] = ()) 
     )
 
 
-def run_case(case: Case, target: Target, seed: int) -> CaseResult:
-    """Run one case on a freshly reset target. Never raises for what the device does."""
+def run_case(case: Case, target: Target, seed: int, known: dict[str, bool] | None = None) -> CaseResult:
+    """Run one case on a freshly reset target. Never raises for what the device does.
+
+    ``known`` remembers from case to case which needs the device meets.
+    """
+    known = {} if known is None else known
     bench = Bench(target, Random(f"{seed}/{case.id}"), case)
     begin = perf_counter()
     verdict: Verdict | None = None
     reason = ""
     try:
         bench.reset()
-        missing = sorted(need for need in case.needs if not bench.offers(need))
-        if missing:
+        for need in case.needs - known.keys():
+            known[need] = bench.offers(need)
+            bench.reset()
+        if missing := sorted(need for need in case.needs if not known[need]):
             raise Unsupported("; ".join(NEEDS[need] for need in missing))
-        bench.reset()
         case.body(bench)
     except CheckFailed:
         pass
@@ -100,8 +105,9 @@ def run(
     sanity = [case for case in cases if case.id == SANITY]
     order = [*sanity, *order, *sanity]
     found: dict[str, CaseResult] = {}
+    known: dict[str, bool] = {}
     for number, case in enumerate(order, 1):
-        result = run_case(case, target, seed)
+        result = run_case(case, target, seed, known)
         earlier = found.get(case.id)
         # The closing sanity run replaces the opening one only when it is worse.
         if earlier is None or earlier.verdict is Verdict.PASS:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
+
+#: What is printed of an event, or how to work it out: most events are never printed.
+Lines = tuple[str, ...] | Callable[[], tuple[str, ...]]
 
 #: Exchanges kept per case. A verdict is about the last of them; long data runs would drown it.
 KEPT = 24
@@ -25,14 +29,17 @@ class Trace:
     __slots__ = ("_events", "dropped")
 
     def __init__(self) -> None:
-        self._events: deque[Event] = deque(maxlen=KEPT)
+        self._events: deque[tuple[str, str, Lines]] = deque(maxlen=KEPT)
         self.dropped = 0
 
-    def add(self, kind: str, summary: str, lines: tuple[str, ...] = ()) -> None:
+    def add(self, kind: str, summary: str, lines: Lines = ()) -> None:
         """Record an event; the oldest is dropped when ``KEPT`` are held."""
         self.dropped += len(self._events) == KEPT
-        self._events.append(Event(kind, summary, lines))
+        self._events.append((kind, summary, lines))
 
     def events(self) -> tuple[Event, ...]:
         """What is kept, oldest first."""
-        return tuple(self._events)
+        return tuple(
+            Event(kind, summary, lines if isinstance(lines, tuple) else lines())
+            for kind, summary, lines in self._events
+        )

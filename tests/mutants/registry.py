@@ -1,0 +1,139 @@
+"""Mutants: devices that break exactly one rule each, and know nothing of the suite.
+
+A file `mutants_<room>.py` in this directory defines them with :func:`mutant` on a class that replaces one part
+of the device: the :class:`Device` itself, or a subclass of one of its parts.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from random import Random
+from typing import Any, TypeVar
+
+from virtio_ipsec.conformance.case import Case, load_cases
+from virtio_ipsec.device.admin import AdminCommands
+from virtio_ipsec.device.capabilities import Capabilities, Capability
+from virtio_ipsec.device.config import DeviceConfig
+from virtio_ipsec.device.control import ControlQueue
+from virtio_ipsec.device.device import Device
+from virtio_ipsec.device.objects import ObjectKind
+from virtio_ipsec.device.receive import Receiver
+from virtio_ipsec.device.transmit import Transmitter
+from virtio_ipsec.specification import clause
+from virtio_ipsec.transport.targets import LoopbackTarget, loopback
+from virtio_ipsec.wire.dialect import DIALECTS
+
+Part = TypeVar("Part", bound=type)
+
+#: Which attribute of the device class holds a part.
+PARTS: tuple[tuple[type, str], ...] = (
+    (AdminCommands, "commands_class"),
+    (Capabilities, "capabilities_class"),
+    (ControlQueue, "controls_class"),
+    (Transmitter, "transmitter_class"),
+    (Receiver, "receiver_class"),
+)
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A wrong device. A case that cites ``clause`` must have a failing check on it; failing checks on other
+    clauses are allowed only for ``dependants``, which say the same thing from another side or rest on it.
+
+    ``config`` are settings of the device that differ from the defaults.
+    """
+
+    name: str
+    clause: str
+    device: type[Device]
+    dependants: frozenset[str]
+    dialect: str
+    config: tuple[tuple[str, Any], ...] = ()
+
+    def target(self) -> LoopbackTarget:
+        """A fresh device of this kind; two of them behave alike."""
+        dialect = DIALECTS[self.dialect]
+        return loopback(
+            "", dialect, self.device, DeviceConfig(dialect=dialect, **dict(self.config)), Random(1).randbytes
+        )
+
+    def __str__(self) -> str:
+        return self.name
+
+
+_registry: dict[str, Mutant] = {}
+
+
+def mutant(
+    broken: str, *dependants: str, dialect: str | None = None, **config: object
+) -> Callable[[Part], Part]:
+    """Register the decorated class as a mutant that breaks the clause ``broken``.
+
+    ``dialect`` defaults to the first one that has the clause. The class may be a :class:`Device`, one of its
+    parts, an object kind or a capability's rules; the rest of the device stays as it is.
+    """
+
+    def register(part: Part) -> Part:
+        name = part.__name__
+        if name in _registry or not part.__doc__:
+            raise ValueError(f"mutant {name}: duplicate name or no docstring")
+        for cited in dependants:
+            clause(cited)
+        _registry[name] = Mutant(
+            name,
+            broken,
+            device_with(part),
+            frozenset(dependants),
+            dialect or clause(broken).dialects[0],
+            tuple(config.items()),
+        )
+        return part
+
+    return register
+
+
+def device_with(*parts: type) -> type[Device]:
+    """The device with these parts in place of its own."""
+    attributes: dict[str, Any] = {}
+    base = Device
+    for part in parts:
+        if issubclass(part, Device):
+            base = part
+        elif issubclass(part, ObjectKind):
+            kinds = attributes.get("object_kinds", base.object_kinds)
+            attributes["object_kinds"] = _replaced(kinds, part)
+        elif issubclass(part, Capability):
+            held = attributes.get("capabilities_class", base.capabilities_class)
+            attributes["capabilities_class"] = type(
+                part.__name__, (held,), {"kinds": _replaced(held.kinds, part)}
+            )
+        else:
+            attributes[next(name for kind, name in PARTS if issubclass(part, kind))] = part
+    return type(parts[0].__name__, (base,), attributes) if attributes else base
+
+
+def _replaced(kinds: Iterable[type], part: type) -> tuple[type, ...]:
+    """``kinds`` with ``part`` in place of the one it derives from."""
+    known = tuple(kinds)
+    if not any(issubclass(part, kind) for kind in known):
+        raise TypeError(f"{part.__name__} derives from none of {known}")
+    return tuple(part if issubclass(part, kind) else kind for kind in known)
+
+
+def load_mutants() -> tuple[Mutant, ...]:
+    """All mutants, by name."""
+    here = Path(__file__).parent
+    if str(here) not in sys.path:
+        sys.path.insert(0, str(here))
+    for path in sorted(here.glob("mutants_*.py")):
+        import_module(path.stem)
+    return tuple(_registry[name] for name in sorted(_registry))
+
+
+def cases_in(dialect: str) -> tuple[Case, ...]:
+    """The cases that run in a dialect."""
+    return tuple(case for case in load_cases() if case.clauses_in(dialect))

@@ -1,0 +1,46 @@
+"""The suite against wrong devices: every case can fail, every mutant is noticed, and for the right reason."""
+
+from __future__ import annotations
+
+import pytest
+from registry import Mutant, cases_in, load_mutants
+
+from virtio_ipsec.conformance.case import Case, load_cases
+from virtio_ipsec.conformance.result import CaseResult
+from virtio_ipsec.conformance.runner import run, run_case
+from virtio_ipsec.conformance.verdict import Verdict
+
+MUTANTS = load_mutants()
+CASES = load_cases()
+#: How a case says that a device is wrong. ERROR says that it could not be judged.
+NOTICED = {Verdict.FAIL, Verdict.WARN, Verdict.WEDGED}
+
+
+def failing(found: CaseResult) -> set[str]:
+    """The clauses with a check that did not hold."""
+    return {check.clause for check in found.checks if check.verdict is not Verdict.PASS}
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=str)
+def test_a_mutant_is_noticed_on_its_clause_and_nowhere_else(mutant: Mutant) -> None:
+    results = run(mutant.target(), cases_in(mutant.dialect), seed=1).cases
+    blamed = {(found.id, cited) for found in results for cited in failing(found)}
+    clauses = {cited for _, cited in blamed}
+    assert mutant.clause in clauses, (
+        f"blamed: {sorted(blamed)}; "
+        f"not passed: {[(r.id, r.verdict.value, r.reason) for r in results if r.verdict is not Verdict.PASS]}"
+    )
+    assert sorted(pair for pair in blamed if pair[1] not in {mutant.clause, *mutant.dependants}) == []
+    assert sorted(mutant.dependants - clauses) == [], "dependants that nothing blames"
+    assert [(r.id, r.reason) for r in results if r.reason.startswith("unexpected")] == []
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+def test_a_case_can_fail(case: Case) -> None:
+    """A mutant of a clause that the case cites is enough, and it fails the case by a verdict, not by ERROR."""
+    for mutant in MUTANTS:
+        if mutant.clause in case.clauses and case.clauses_in(mutant.dialect):
+            found = run_case(case, mutant.target(), seed=1)
+            if found.verdict in NOTICED and (mutant.clause in failing(found) or not found.checks):
+                return
+    pytest.fail(f"no mutant of {case.clauses} makes it fail")
