@@ -267,6 +267,7 @@ def test_any_admin_bytes_can_be_shown(
         assert b"".join(view.raw for view in views) == data
         hidden = {at for each in secrets for at in range(each.offset, each.offset + each.length)}
         assert not hidden or max(hidden) < len(data)
+        assert len(hidden) == sum(each.length for each in secrets), "ranges do not overlap"
         shown = {
             at for view in views if not view.secret for at in range(view.offset, view.offset + len(view.raw))
         }

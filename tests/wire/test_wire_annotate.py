@@ -279,6 +279,9 @@ def test_no_form_of_an_sa_shows_its_keys(dialect: Dialect, opcode: int, form: st
     assert not leaks(shown(annotate_reply(wire, reply, dialect)))
     assert not leaks(masked_hex(data, sa_secrets(data, dialect)))
     assert not leaks(shown(annotate_sa(data, dialect)))
+    assert not leaks(shown(ADMIN_COMMAND.annotate(wire)))
+    assert not leaks(shown(ADMIN_REPLY.annotate(reply)))
+    assert not leaks(shown(OBJECT_COMMAND.annotate(wire[24:])))
 
 
 @pytest.mark.parametrize(

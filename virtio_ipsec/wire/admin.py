@@ -83,6 +83,7 @@ ADMIN_COMMAND = Headed(
     tail="command_specific_data",
     to="data",
     align=8,
+    may_hold_keys=True,
 )
 """Readable part of ``virtio_admin_cmd``: 24 bytes, then the command's data."""
 
@@ -97,6 +98,7 @@ ADMIN_REPLY = _ReplyCodec(
     tail="command_specific_result",
     to="result",
     align=8,
+    may_hold_keys=True,
 )
 """Writable part of ``virtio_admin_cmd``: 8 bytes, then the command's result."""
 
@@ -117,6 +119,7 @@ OBJECT_COMMAND = Headed(
     ObjectCommand,
     tail="resource_obj_specific_data",
     to="data",
+    may_hold_keys=True,
 )
 """Also ``..._modify_data`` and ``..._query_data`` (the latter ends behind ``flags``)."""
 

@@ -122,7 +122,8 @@ class Headed(Codec[T]):
     """A fixed head followed by bytes that reach to the end of the input.
 
     ``tail`` is their name in the specification, ``to`` the attribute that holds them; what is built is padded
-    to a multiple of ``align``.
+    to a multiple of ``align``. ``may_hold_keys`` keeps them out of what ``annotate`` shows; ``annotate.py``
+    knows them better.
     """
 
     size = None
@@ -136,6 +137,7 @@ class Headed(Codec[T]):
         tail: str,
         to: str,
         align: int = 1,
+        may_hold_keys: bool = False,
     ) -> None:
         self.name = name
         self.members = Members(name, fields)
@@ -144,6 +146,7 @@ class Headed(Codec[T]):
         self.tail = tail
         self.to = to
         self.align = align
+        self.may_hold_keys = may_hold_keys
 
     def build(self, value: T) -> bytes:
         head = self.members.pack({name: getattr(value, name) for name in self.members.attributes})
@@ -160,11 +163,9 @@ class Headed(Codec[T]):
         return (*field_layout(self.members.fields), FieldLayout(self.tail, self.fixed_size, None))
 
     def views(self, data: bytes, at: int, prefix: str = "") -> tuple[list[FieldView], int]:
-        views, end = field_views(self.members.fields, data, at, prefix)
-        rest = data[end:]
-        if rest:
-            views.append(FieldView(prefix + self.tail, end, len(rest), rest, rest.hex()))
-        return views, max(end, len(data))
+        rest = max(len(data) - at - self.fixed_size, 0)
+        fields = (*self.members.fields, octets(self.tail, rest, secret=self.may_hold_keys))
+        return field_views(fields, data, at, prefix)
 
 
 class Lengthed(Codec[T]):
