@@ -10,9 +10,17 @@ from virtio_ipsec.conformance.admin import Reply, demand
 from virtio_ipsec.crypto.algorithms import SUITES, Protocol, Suite, by_name
 from virtio_ipsec.ipsec.process import Inbound, inbound, outbound
 from virtio_ipsec.ipsec.sa import InboundSa, OutboundSa, SaParams
-from virtio_ipsec.wire.ipsec import IpsecResourceCap, IpsecSa, IpsecSaCap, ModeCap
-from virtio_ipsec.wire.numbers import AeadAlgo, CapId, Direction, IpsecMode, MacAlgo, ResourceType
-from virtio_ipsec.wire.tunnel import TunnelIPv4, TunnelIPv6
+from virtio_ipsec.wire.ipsec import IpsecResourceCap, IpsecSa, IpsecSaCap, Lifetime, ModeCap
+from virtio_ipsec.wire.numbers import (
+    AeadAlgo,
+    CapId,
+    Direction,
+    IpsecMode,
+    IpsecOption,
+    MacAlgo,
+    ResourceType,
+)
+from virtio_ipsec.wire.tunnel import NO_TUNNEL, TunnelIPv4, TunnelIPv6
 
 if TYPE_CHECKING:
     from virtio_ipsec.conformance.bench import Bench
@@ -25,6 +33,8 @@ TUNNEL4 = TunnelIPv4(IPv4Address("192.0.2.1"), IPv4Address("192.0.2.2"), ttl=64)
 TUNNEL6 = TunnelIPv6(IPv6Address("2001:db8::1"), IPv6Address("2001:db8::2"), hlimit=64)
 AH_MODES = frozenset({IpsecMode.AH_TUNNEL, IpsecMode.AH_TRANSPORT})
 TUNNEL_MODES = frozenset({IpsecMode.ESP_TUNNEL, IpsecMode.AH_TUNNEL})
+#: Options that both ends of an SA have to agree on; the others concern one end's own headers and limits.
+_OF_BOTH_ENDS = IpsecOption.ESN | IpsecOption.UDP_ENCAP
 
 
 @dataclass(slots=True)
@@ -94,26 +104,31 @@ def make(
     protocol = Protocol.AH if mode in AH_MODES else Protocol.ESP
     chosen = by_name(suite, protocol)
     inbound_ = direction is Direction.INBOUND
-    outer = TUNNEL4 if mode in TUNNEL_MODES and not inbound_ else IpsecSa(1, 1, 1).param
+    outer = TUNNEL4 if mode in TUNNEL_MODES and not inbound_ else NO_TUNNEL
     sa = IpsecSa(
         mode=mode,
         direction=direction,
         spi=bench.rng.randrange(0x1000, 0xFFFF_0000),
-        salt=bench.octets(4),
+        salt=_salt(bench),
         param=outer,
         replay_win_sz=64 if inbound_ else 0,
         cipher_algo=chosen.cipher_algo,
-        cipher_key=bench.octets(key_octets or min(chosen.cipher_key_lens)),
+        cipher_key=bench.octets(_length(chosen.cipher_key_lens, key_octets)),
         auth_algo=chosen.auth_algo,
-        auth_key=bench.octets(
-            min(chosen.auth_key_lens) if chosen.cipher_key_lens != {0} else _key(chosen, key_octets)
-        ),
+        auth_key=bench.octets(_length(chosen.auth_key_lens, key_octets)),
     )
     return replace(sa, **fields)  # type: ignore[arg-type]
 
 
-def _key(suite: Suite, key_octets: int | None) -> int:
-    return key_octets if key_octets in suite.auth_key_lens and key_octets else min(suite.auth_key_lens)
+def _salt(bench: Bench) -> bytes:
+    """A salt that reads the same in both byte orders, so that only the case about the order depends on it
+    (ledger E24)."""
+    half = bench.octets(2)
+    return half + half[::-1]
+
+
+def _length(lengths: frozenset[int], wanted: int | None) -> int:
+    return wanted if wanted in lengths else min(lengths)
 
 
 def install(bench: Bench, id: int, sa: IpsecSa) -> Reply:
@@ -125,22 +140,25 @@ def install(bench: Bench, id: int, sa: IpsecSa) -> Reply:
 
 class Peer:
     """The other end of an SA: seals what an inbound SA of the device is to open, and opens what an outbound
-    SA of the device has sealed. It is judged by foreign implementations in tests/differential."""
+    SA of the device has sealed. It is judged by foreign implementations in tests/differential.
 
-    def __init__(self, bench: Bench, sa: IpsecSa) -> None:
-        opposite = Direction.INBOUND if sa.direction == Direction.OUTBOUND else Direction.OUTBOUND
-        mine = replace(sa, direction=opposite)
-        if (
-            opposite is Direction.OUTBOUND
-            and sa.mode in TUNNEL_MODES
-            and not isinstance(sa.param, TunnelIPv4 | TunnelIPv6)
-        ):
-            mine = replace(mine, param=TUNNEL4)
-        if opposite is Direction.INBOUND:
-            mine = replace(mine, replay_win_sz=4096)
+    ``outer`` is the tunnel header of packets that this end seals. A number that the device uses twice is a
+    replay to this end.
+    """
+
+    def __init__(self, bench: Bench, sa: IpsecSa, outer: TunnelIPv4 | TunnelIPv6 = TUNNEL4) -> None:
+        seals = sa.direction == Direction.INBOUND
+        mine = replace(
+            sa,
+            direction=Direction.OUTBOUND if seals else Direction.INBOUND,
+            options=sa.options & _OF_BOTH_ENDS,
+            param=outer if seals and sa.mode in TUNNEL_MODES else NO_TUNNEL,
+            replay_win_sz=0 if seals else 4096,
+            life=Lifetime(),
+        )
         params = SaParams.from_wire(mine, bench.dialect)
-        self._seal = OutboundSa(params, bench.octets) if opposite is Direction.OUTBOUND else None
-        self._open = InboundSa(params) if opposite is Direction.INBOUND else None
+        self._seal = OutboundSa(params, bench.octets) if seals else None
+        self._open = None if seals else InboundSa(params)
 
     def seal(self, packet: bytes) -> bytes:
         """The protected IP packet of a plain one, with the next sequence number."""

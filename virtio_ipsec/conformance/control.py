@@ -1,0 +1,46 @@
+"""Control virtqueue commands as the suite sends them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from virtio_ipsec.conformance.verdict import CheckFailed
+from virtio_ipsec.wire.net_config import NET_CONFIG
+from virtio_ipsec.wire.numbers import CtrlAck, CtrlClass, CtrlMq, CtrlRx, Feature, has
+
+if TYPE_CHECKING:
+    from virtio_ipsec.conformance.bench import Bench
+
+
+def max_pairs(bench: Bench) -> int:
+    """Queue pairs that exist with the negotiated features (virtio v1.4 5.1.2)."""
+    if not has(bench.features, Feature.NET_F_MQ) and not has(bench.features, Feature.NET_F_RSS):
+        return 1
+    return NET_CONFIG.parse(bench.target.read_config(0, NET_CONFIG.fixed_size)).max_virtqueue_pairs
+
+
+def command(bench: Bench, ctrl_class: int, number: int, data: bytes) -> bool:
+    """Send one command; whether the device acknowledged it. Needs VIRTIO_NET_F_CTRL_VQ."""
+    index = 2 * max_pairs(bench)
+    buffer = bench.queues.submit(index, bytes((ctrl_class, number)) + data, 1, fill=0xFF)
+
+    def done() -> bool:
+        bench.queues.collect(index)
+        return buffer.completed
+
+    bench.wait(done, f"control command {ctrl_class}/{number}")
+    bench.trace.add("control", f"class {ctrl_class}, command {number}, ack {buffer.content.hex()}")
+    return buffer.content == bytes((CtrlAck.OK,))
+
+
+def use_pairs(bench: Bench, pairs: int) -> None:
+    """Put ``pairs`` queue pairs into use. Ends the case when the device refuses."""
+    if not command(bench, CtrlClass.MQ, CtrlMq.VQ_PAIRS_SET, pairs.to_bytes(2, "little")):
+        raise CheckFailed(f"the device refused {pairs} queue pairs")
+
+
+def only_own_address(bench: Bench) -> None:
+    """Leave promiscuous mode: unicast frames for other addresses are dropped from here on."""
+    for number in (CtrlRx.PROMISC, CtrlRx.ALLMULTI):
+        if not command(bench, CtrlClass.RX, number, b"\0"):
+            raise CheckFailed(f"the device refused {number.name} off")
