@@ -59,6 +59,19 @@ def test_lengths_that_disagree_are_malformed(data: bytes) -> None:
     assert reason(data) is Reason.MALFORMED
 
 
+@pytest.mark.parametrize("packet", [ipv4(UDP), ipv6(UDP)], ids=["ipv4", "ipv6"])
+def test_every_shorter_packet_is_malformed(packet: bytes) -> None:
+    for length in range(1, len(packet)):
+        assert reason(packet[:length]) is Reason.MALFORMED
+
+
+def test_a_jumbogram_is_refused_by_its_fixed_header() -> None:
+    with pytest.raises(PacketError) as refused:
+        ip.parse(ipv6(b"", 0))
+    assert refused.value.reason is Reason.MALFORMED
+    assert ip.parse(ipv6(b"", 59)).data == ipv6(b"", 59)
+
+
 CHAINS = [
     # kinds in order, protocol at the end, (kept kinds) in front of a transport mode header
     pytest.param(UDP, 17, [], 17, [], id="none"),

@@ -101,6 +101,7 @@ def test_parameters_that_cannot_be_are_refused_by_field(
 
 
 ACCEPTED: list[tuple[int, int, dict[str, Any]]] = [
+    (TUNNEL, OUT, {"param": replace(TUNNEL4, df=1, dscp=63, ttl=255)}),
     (TUNNEL, OUT, {"spi": 1}),
     (TUNNEL, OUT, {"options": 0x7F}),
     (TUNNEL, OUT, {"param": replace(TUNNEL6, dscp=63, flabel=0xFFFFF, hlimit=255)}),
