@@ -205,6 +205,7 @@ def test_the_device_cannot_mark_used_what_it_does_not_have(split, features: int)
         ([(Chain(99, (), ()), 0)], Fault.USED_ID),
         ([(other, 0), (chain, 9)], Fault.USED_LENGTH),
         ([(chain, -1)], Fault.USED_LENGTH),
+        ([(chain, 8), (chain, 8)], Fault.USED_ID),
         ([(chain, 8), (other, 8), (chain, 8)], Fault.USED_ID),
     ]
     for used, kind in cases:
