@@ -74,6 +74,8 @@ def run_case(case: Case, target: Target, seed: int, known: dict[str, bool] | Non
         verdict, reason = Verdict.ERROR, f"{type(error).__name__}: {error}"
     except Exception as error:  # a defect of the suite or of the target must not end the run
         verdict, reason = Verdict.ERROR, f"unexpected {type(error).__name__}: {error}"
+    finally:
+        bench.queues.forget()  # the next case has a bench of its own, and resets the device first
     if verdict is None:
         verdict = case_verdict(bench.checks)
         if verdict is Verdict.ERROR:
