@@ -57,12 +57,16 @@ def receive(fake: Any, driver: Any, frame: bytes = FRAME, **fields: int) -> Any:
     return packets[0]
 
 
+def state(packet: Any) -> set[str]:
+    """The names of what is true of a packet."""
+    names = ("protected", "error", "soft_expired", "stale", "checksum_valid")
+    return {name for name in names if getattr(packet, name)}
+
+
 def test_a_plain_packet(fake: Any, start: Any) -> None:
     packet = receive(fake, start(fake))
     assert packet.frame == FRAME
-    assert not (
-        packet.protected or packet.error or packet.soft_expired or packet.stale or packet.checksum_valid
-    )
+    assert state(packet) == set()
     assert packet.sa is None
     assert (packet.queue, packet.flags, packet.network_offset) == (0, 0, None)
 
@@ -72,9 +76,8 @@ def test_a_protected_packet_names_its_sa(fake: Any, start: Any, gcm: IpsecSa) ->
     driver.sas.create_inbound(replace(gcm, spi=1))
     second = driver.sas.create_inbound(gcm)
     packet = receive(fake, driver, flags=16, resource_id=1, resource_type=0x204)
-    assert packet.protected
     assert packet.sa is second
-    assert not (packet.error or packet.stale or packet.soft_expired)
+    assert state(packet) == {"protected"}
 
 
 @pytest.mark.parametrize("flags", [48, 32, 112, 96])
@@ -120,7 +123,7 @@ def test_a_resource_without_the_security_flag_means_nothing(fake: Any, start: An
     driver.sas.create_inbound(gcm)
     packet = receive(fake, driver, flags=64, resource_id=0, resource_type=0x204)
     assert packet.sa is None
-    assert not (packet.protected or packet.soft_expired or packet.stale)
+    assert state(packet) == set()
 
 
 def test_the_soft_expiry_flag(fake: Any, start: Any, gcm: IpsecSa) -> None:
@@ -148,7 +151,12 @@ def test_ipsec_flags_mean_nothing_without_the_feature(fake: Any, start: Any) -> 
     fake.offered &= ~(1 << 70)
     driver = start(fake)
     packet = receive(fake, driver, flags=112, resource_type=0x204)
-    assert not (packet.protected or packet.error or packet.soft_expired or packet.stale)
+    assert state(packet) == set()
+
+
+def test_a_device_that_offers_ipsec_without_capabilities_knows_no_sa(fake: Any, start: Any) -> None:
+    fake.cap_bits = 0
+    assert state(receive(fake, start(fake), flags=16, resource_type=0x204)) == {"stale"}
 
 
 def test_the_rfc_s_flags_are_8_and_16(fake: Any, start: Any, gcm: IpsecSa) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -43,7 +44,7 @@ def test_BAS_INIT_09_no_kick_before_driver_ok(fake: Any, start: Any) -> None:
 def test_BAS_STATUS_02_bits_are_only_added(fake: Any, start: Any) -> None:
     start(fake)
     status = [value for kind, value in fake.trace if kind == "status"][1:]
-    assert all(before & ~after == 0 for before, after in zip(status, status[1:], strict=False))
+    assert all(before & ~after == 0 for before, after in pairwise(status))
 
 
 def test_BAS_FEAT_01_04_06_only_offered_known_and_carried_bits_are_accepted(fake: Any, start: Any) -> None:
