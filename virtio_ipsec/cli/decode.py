@@ -1,12 +1,12 @@
 """Explain bytes: administration commands and replies, SA objects and net headers, field by field.
 
-The bytes are given as hex on the command line, or with --file as hex text (plain or as xxd prints it) or as a
-trace (JSON lines with "readable" and "written" in hex). Key and salt bytes are masked unless --show-keys.
+The bytes are given as hex, or as @FILE ('-': standard input) with hex text, plain or as xxd prints it, or with a
+trace: JSON lines with "readable" and "written" in hex. Key and salt bytes are masked unless --show-keys.
 
 examples:
   virtio-ipsec decode admin 0000000000000000000000000000000000000000000000000000
   virtio-ipsec decode net-hdr --features 69,70 10000000000000000000000000000000000000000000000000000100000003020000
-  virtio-ipsec decode admin --file out/demo.trace.jsonl
+  virtio-ipsec decode admin @out/demo.trace.jsonl
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ _XXD = re.compile(r"^[0-9a-fA-F]{6,8}: ((?:[0-9a-fA-F]{2,4} ?)+)(?:  .*)?$")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments."""
     parser.add_argument("what", choices=("admin", "reply", "sa", "net-hdr"))
-    parser.add_argument("hex", nargs="*", help="hex digits; for 'reply' the command, a comma, the reply")
-    parser.add_argument("--file", metavar="FILE", help="hex text or a trace ('-': standard input)")
+    parser.add_argument(
+        "bytes", nargs="+", help="hex digits, @FILE or '-'; for 'reply': the command, a comma, the reply"
+    )
     parser.add_argument(
         "--dialect", default="virtio-1.4", choices=list(DIALECTS), help="default: %(default)s"
     )
@@ -77,12 +78,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _items(arguments: argparse.Namespace) -> Iterator[_Item]:
-    if bool(arguments.hex) == bool(arguments.file):
-        raise ConfigError("give the bytes as hex or with --file FILE (one of the two)")
-    if arguments.hex:
-        yield _from_hex(arguments.what, "".join(arguments.hex))
+    words = arguments.bytes
+    if words[0] != "-" and not words[0].startswith("@"):
+        yield _from_hex(arguments.what, "".join(words))
         return
-    text = sys.stdin.read() if arguments.file == "-" else Path(arguments.file).read_text(encoding="utf-8")
+    if len(words) > 1:
+        raise ConfigError("@FILE and '-' stand alone")
+    text = sys.stdin.read() if words[0] == "-" else Path(words[0][1:]).read_text(encoding="utf-8")
     if text.lstrip().startswith("{"):
         yield from _from_trace(text)
     else:
@@ -104,9 +106,14 @@ def _from_trace(text: str) -> Iterator[_Item]:
             continue
         try:
             event = json.loads(line)
-            yield _Item(_octets(event["readable"]), _octets(event["written"]))
-        except (ValueError, KeyError, TypeError):
+            yield _Item(_octets(_unmask(event["readable"])), _octets(_unmask(event["written"])))
+        except (ValueError, KeyError, TypeError, AttributeError, ConfigError):
             raise ConfigError(f'line {number} of the trace has no hex in "readable" and "written"') from None
+
+
+def _unmask(text: str) -> str:
+    """Masked octets of a trace are written ``xx``; they are masked again when they are printed."""
+    return text.replace("xx", "00")
 
 
 def _strip_offsets(text: str) -> str:

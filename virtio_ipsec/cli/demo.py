@@ -1,7 +1,7 @@
 """Two devices back to back, driven by two drivers over virtqueues: real frames sealed by one, opened by the other.
 
 Writes demo.pcapng (what both guests and the wire see), demo.esp_sa (the keys, for Wireshark) and
-demo.trace.jsonl (the administration commands, keys masked; `virtio-ipsec decode admin --file` explains them).
+demo.trace.jsonl (the administration commands, keys masked; `virtio-ipsec decode admin @FILE` explains them).
 
 examples:
   virtio-ipsec demo
