@@ -109,7 +109,7 @@ def sa_bytes(**changes: Any) -> bytes:
         out += struct.pack("<QHxx32s", v[algo], size, v[key])
     out += struct.pack("<QQQQ", v["soft"][0], v["soft"][1], v["hard"][0], v["hard"][1])
     assert len(out) == 196
-    return out
+    return bytes(out)
 
 
 def inbound_bytes(**changes: Any) -> bytes:

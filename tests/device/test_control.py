@@ -140,7 +140,7 @@ def test_rss(guest: Any) -> None:
         rss(entries=3, table=(0, 1, 2)),
         rss(entries=256, table=(0,) * 256),
         rss(table=(0, 1, 2, 8)),
-        rss(table=(0, 1, 2, 0x8001)),
+        rss(table=(0, 1, 2, 0x7FFF)),
         rss(unclassified=8),
         rss(tx=0),
         rss(tx=9),

@@ -345,15 +345,15 @@ def test_without_multiqueue_there_is_one_receive_queue(make: Callable[..., Any],
 def test_every_change_shows_in_the_generation(filled: Any, layouts: Any) -> None:
     filters = filled.device.context.filters
     seen = [filters.generation]
-    for step in (
-        lambda: filled.create(RULE, 0, layouts.rule()),
-        lambda: filled.modify(RULE, 0, layouts.rule(priority=3)),
-        lambda: filled.destroy(RULE, 0),
-        lambda: filled.modify(GROUP, 0, priority(8)),
-        lambda: filled.modify(CLASSIFIER, 0, chain(layouts, ETH)),
-        lambda: filled.destroy(CLASSIFIER, 0),
+    for step, arguments in (
+        (filled.create, (RULE, 0, layouts.rule())),
+        (filled.modify, (RULE, 0, layouts.rule(priority=3))),
+        (filled.destroy, (RULE, 0)),
+        (filled.modify, (GROUP, 0, priority(8))),
+        (filled.modify, (CLASSIFIER, 0, chain(layouts, ETH))),
+        (filled.destroy, (CLASSIFIER, 0)),
     ):
-        assert step() == OK
+        assert step(*arguments) == OK
         seen.append(filters.generation)
     assert seen == sorted(set(seen))
 

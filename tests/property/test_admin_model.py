@@ -66,7 +66,8 @@ def classifier_of(types: tuple[int, ...]) -> bytes:
 
 def rule_of(spec: tuple[Any, ...]) -> bytes:
     group, classifier, priority, action, vq, length = spec
-    return struct.pack("<IIBBBxHxx", group, classifier, priority, length, action, vq) + b"\x55" * length
+    head: bytes = struct.pack("<IIBBBxHxx", group, classifier, priority, length, action, vq)
+    return head + b"\x55" * int(length)
 
 
 def data_of(kind: int, spec: Any) -> bytes:
@@ -285,8 +286,8 @@ def make_spec(rng: random.Random, model: Model, kind: int, number: int) -> Any:
             choose(rng, sorted(model.of(GROUP)), [0, 1, 4]), classifier, choose(rng, [0, 9], [10, 255]),
             choose(rng, [1, 2, 3, 4], [0, 5]), choose(rng, [0, 2, 14], [1, 16]), choose(rng, lengths, [0, 14, 34]),
         )  # fmt: skip
-    old = model.objects.get((kind, number))
-    keep = old is not None and rng.random() < 0.9
+    old = model.objects.get((kind, number), ())
+    keep = bool(old) and rng.random() < 0.9
     options = choose(
         rng, [0, 0, 2, 64, 1] if not keep else [old[3], old[3] | 64, old[3] | 4], [1, 4, 128, 1 << 33]
     )
@@ -335,7 +336,7 @@ def compare(device: Device, model: Model) -> None:
         shown = device.config.dialect.capabilities[cap].build(device.capabilities.driver(cap))
         expected = cap_of(cap, value)
         assert shown == expected
-    if {QUERY} <= model.used:
+    if QUERY in model.used:
         for (kind, number), spec in model.objects.items():
             code, result = answer(device, encode(Command(QUERY, kind=kind, number=number)))
             expected = data_of(kind, spec)

@@ -5,12 +5,12 @@ A command is parsed and checked before it changes anything; whatever is wrong wi
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
-from ..errors import VirtioIpsecError
+from ..errors import VirtioIpsecError, WireError
+from ..wire.net_control import HASH_CONFIG, MAC_TABLES, RSS_CONFIG
 from ..wire.numbers import (
     CtrlAck,
     CtrlAnnounce,
@@ -61,22 +61,11 @@ class ControlRefused(VirtioIpsecError):
     """A control command that is answered with ERR; the message says why."""
 
 
-class _Reader:
-    """Takes fields off the front of a command's data; what is missing makes the command fail."""
-
-    def __init__(self, data: bytes) -> None:
-        self.data = data
-        self.at = 0
-
-    def take(self, size: int) -> bytes:
-        part = self.data[self.at : self.at + size]
-        if len(part) < size:
-            raise ControlRefused(f"command data ends at byte {len(self.data)}")
-        self.at += size
-        return part
-
-    def number(self, size: int) -> int:
-        return int.from_bytes(self.take(size), "little")
+def _number(data: bytes, size: int) -> int:
+    """The little-endian number that a command's data starts with; unlike an admin command it must be whole."""
+    if len(data) < size:
+        raise ControlRefused(f"{len(data)} bytes of data where {size} are needed")
+    return int.from_bytes(data[:size], "little")
 
 
 class ControlQueue:
@@ -113,13 +102,13 @@ class ControlQueue:
         try:
             self.execute(readable)
             ack = CtrlAck.OK
-        except ControlRefused:
+        except (ControlRefused, WireError):
             self.context.counters.add("control_errors")
             ack = CtrlAck.ERR
         return bytes((ack,))[:writable_len]
 
     def execute(self, readable: bytes) -> None:
-        """Find the command and carry it out; ControlRefused, and no change, when it is not legal."""
+        """Find the command and carry it out; ControlRefused or WireError, and no change, when it is not legal."""
         entry = self.commands.get((readable[0], readable[1])) if len(readable) >= 2 else None
         if entry is None or not any(self.context.has(feature) for feature in entry[0]):
             raise ControlRefused(f"class and command {readable[:2].hex()}")
@@ -127,7 +116,7 @@ class ControlQueue:
 
     def _rx_switch(self, field: str) -> Command:
         def switch(data: bytes) -> None:
-            value = _Reader(data).number(1)
+            value = _number(data, 1)
             if value > 1:
                 raise ControlRefused(f"{field} {value}: 0 or 1")
             self._filter(**{field: bool(value)})
@@ -139,23 +128,19 @@ class ControlQueue:
 
     def mac_table_set(self, data: bytes) -> None:
         """MAC_TABLE_SET: unicast table, then multicast table."""
-        reader = _Reader(data)
-        tables = []
-        for _ in range(2):
-            flat = reader.take(reader.number(4) * _MAC)
-            tables.append(frozenset(flat[at : at + _MAC] for at in range(0, len(flat), _MAC)))
-        self._filter(unicast=tables[0], multicast=tables[1])
+        tables = MAC_TABLES.parse(data)
+        self._filter(unicast=frozenset(tables.unicast), multicast=frozenset(tables.multicast))
 
     def mac_addr_set(self, data: bytes) -> None:
         """MAC_ADDR_SET: the default address, shown in the configuration space at once."""
-        mac = _Reader(data).take(_MAC)
-        if mac[0] & 1:
-            raise ControlRefused("a group address cannot be the device's own")
+        mac = data[:_MAC]
+        if len(mac) < _MAC or mac[0] & 1:
+            raise ControlRefused("the device's own address is six bytes and no group address")
         self._filter(mac=mac)
         self.space.set_mac(mac)
 
     def _vlan(self, data: bytes) -> frozenset[int]:
-        vlan = _Reader(data).number(2)
+        vlan = _number(data, 2)
         if vlan >= _VLAN_IDS:
             raise ControlRefused(f"VLAN id {vlan}")
         return frozenset({vlan})
@@ -182,49 +167,40 @@ class ControlQueue:
             raise ControlRefused(f"hash types {hash_types:#x}")
         return hash_types
 
-    def _key(self, reader: _Reader) -> bytes:
-        length = reader.number(1)
-        if length > self.context.config.rss_max_key_size:
-            raise ControlRefused(f"hash key of {length} bytes")
-        return reader.take(length)
+    def _key(self, key: bytes) -> bytes:
+        if len(key) > self.context.config.rss_max_key_size:
+            raise ControlRefused(f"hash key of {len(key)} bytes")
+        return key
 
     def vq_pairs_set(self, data: bytes) -> None:
         """VQ_PAIRS_SET: automatic steering over that many pairs; what RSS_CONFIG set up ends with it."""
-        pairs = self._pairs(_Reader(data).number(2))
+        pairs = self._pairs(_number(data, 2))
         old = self.context.steering
         base = Steering() if old.rss else old
         self.context.steering = replace(base, queue_pairs=pairs)
 
     def hash_config(self, data: bytes) -> None:
         """HASH_CONFIG: hash reporting under automatic steering."""
-        reader = _Reader(data)
-        hash_types = self._hash_types(reader.number(4))
-        reader.take(8)
-        key = self._key(reader)
+        wanted = HASH_CONFIG.parse(data)
         self.context.steering = Steering(
-            queue_pairs=self.context.steering.queue_pairs, hash_types=hash_types, key=key
+            queue_pairs=self.context.steering.queue_pairs,
+            hash_types=self._hash_types(wanted.hash_types),
+            key=self._key(wanted.hash_key),
         )
 
     def rss_config(self, data: bytes) -> None:
         """RSS_CONFIG: steering by indirection table."""
-        reader = _Reader(data)
-        hash_types = self._hash_types(reader.number(4))
-        entries = reader.number(2) + 1
-        limit = self.context.config.rss_max_indirection_table_length
-        if entries & (entries - 1) or entries > limit:
+        wanted = RSS_CONFIG.parse(data)
+        entries = len(wanted.indirection_table)
+        if entries & (entries - 1) or entries > self.context.config.rss_max_indirection_table_length:
             raise ControlRefused(f"indirection table of {entries} entries")
-        queues = [
-            self._receive_queue(n) for n in struct.unpack(f"<{entries + 1}H", reader.take(2 * entries + 2))
-        ]
-        pairs = self._pairs(reader.number(2))
-        key = self._key(reader)
         self.context.steering = Steering(
-            queue_pairs=pairs,
+            queue_pairs=self._pairs(wanted.max_tx_vq),
             rss=True,
-            hash_types=hash_types,
-            key=key,
-            table=tuple(queues[1:]),
-            unclassified_queue=queues[0],
+            hash_types=self._hash_types(wanted.hash_types),
+            key=self._key(wanted.hash_key),
+            table=tuple(self._receive_queue(n) for n in wanted.indirection_table),
+            unclassified_queue=self._receive_queue(wanted.unclassified_queue),
         )
 
     def _receive_queue(self, rq_id: int) -> int:
@@ -235,7 +211,7 @@ class ControlQueue:
 
     def guest_offloads_set(self, data: bytes) -> None:
         """GUEST_OFFLOADS_SET: any part of the negotiated GUEST features."""
-        offloads = _Reader(data).number(8)
+        offloads = _number(data, 8)
         wanted = offloads & ~_MOVED_BITS
         for bit, feature in MOVED_OFFLOADS.items():
             if offloads >> bit & 1:

@@ -54,6 +54,7 @@ class FlowFilterKind(ObjectKind[V, V]):
     """What groups, classifiers and rules share."""
 
     needs = FF_CAPS
+    disabled_clause = "NET-FF-DEV-03"
 
     def limits(self) -> FfResourceCap:
         """The driver's limits."""

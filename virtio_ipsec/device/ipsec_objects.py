@@ -25,6 +25,7 @@ class SaKind(ObjectKind[IpsecSa, Any]):
     """What both directions share."""
 
     needs = IPSEC_CAPS
+    disabled_clause = "NET-IPSEC-DEV-03"
     direction: ClassVar[Direction]
 
     @abstractmethod

@@ -45,6 +45,8 @@ class ObjectKind(ABC, Generic[V, P]):
     type: ResourceType
     #: Capabilities that must be enabled before any command on this type is legal (E34).
     needs: tuple[int, ...]
+    #: The clause behind that.
+    disabled_clause: str
 
     def __init__(self, context: DataPlaneContext, capabilities: Capabilities) -> None:
         self.context = context
@@ -58,7 +60,7 @@ class ObjectKind(ABC, Generic[V, P]):
     def check_enabled(self) -> None:
         """InvalidOpcode while a capability of this type is disabled (NET-IPSEC-DEV-03, NET-FF-DEV-03)."""
         if not self.capabilities.enabled(*self.needs):
-            raise InvalidOpcode(f"{self.type.name}: capability disabled", clause="NET-IPSEC-DEV-03")
+            raise InvalidOpcode(f"{self.type.name}: capability disabled", clause=self.disabled_clause)
 
     @abstractmethod
     def check_id(self, object_id: int, live: int) -> None:
