@@ -9,7 +9,7 @@ from typing import Protocol
 
 from virtio_ipsec.driver.link import Link
 from virtio_ipsec.errors import ConfigError
-from virtio_ipsec.transport import targets
+from virtio_ipsec.transport.targets import loopback
 from virtio_ipsec.wire.dialect import Dialect
 
 #: Installed packages add targets under this group: name -> callable(argument, dialect) -> Target.
@@ -61,7 +61,7 @@ Factory = Callable[[str, Dialect], Target]
 
 def factories() -> dict[str, Factory]:
     """Target name -> factory: the built-in ones and those of installed packages."""
-    found: dict[str, Factory] = {"loopback": targets.loopback}
+    found: dict[str, Factory] = {"loopback": loopback}
     for entry in entry_points(group=ENTRY_POINTS):
         found.setdefault(entry.name, entry.load())
     return found
