@@ -89,6 +89,26 @@ def packet(payload: bytes = b"virtio-ipsec", shape: Shape = Shape()) -> bytes:
     return head[:10] + checksum(head).to_bytes(2) + head[12:] + body
 
 
+def esp(spi: int, sequence: int, body: bytes = bytes(32), version: int = 4) -> bytes:
+    """An IP packet that begins like ESP and holds nothing that any SA could open."""
+    return packet(struct.pack("!II", spi, sequence) + body, Shape(version, ESP))
+
+
+def with_options(ipv4: bytes, options: bytes = b"\x94\x04\0\0") -> bytes:
+    """An IPv4 packet with options (router alert), a multiple of 4 octets."""
+    length = 20 + len(options)
+    head = bytes((0x40 | length // 4, ipv4[1])) + (len(ipv4) + len(options)).to_bytes(2) + ipv4[4:10]
+    head += bytes(2) + ipv4[12:20] + options
+    return head[:10] + checksum(head).to_bytes(2) + head[12:] + ipv4[20:]
+
+
+def with_extension(ipv6: bytes, kind: int = 60) -> bytes:
+    """An IPv6 packet with an extension header (destination options, all padding) in front of its payload."""
+    extension = bytes((ipv6[6], 0, 1, 4, 0, 0, 0, 0))
+    length = int.from_bytes(ipv6[4:6]) + len(extension)
+    return ipv6[:4] + length.to_bytes(2) + bytes((kind,)) + ipv6[7:40] + extension + ipv6[40:]
+
+
 def ethernet(ip_packet: bytes, destination: bytes, source: bytes) -> bytes:
     """A frame around an IP packet, padded to the smallest frame as a wire would."""
     frame = destination + source + ETHERTYPES[ip_packet[0] >> 4].to_bytes(2) + ip_packet

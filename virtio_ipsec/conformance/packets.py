@@ -131,9 +131,9 @@ class PacketBench:
             self._bench.queues.submit(2 * queue, writable=room, kick=False)
         self._bench.queues.kick(2 * queue)
 
-    def post_all(self) -> None:
-        """Give every receive queue buffers."""
-        for queue in range(self.queue_pairs()):
+    def post_all(self, pairs: int = 1) -> None:
+        """Give buffers to the receive queues of the first ``pairs`` queue pairs: those that are in use."""
+        for queue in range(pairs):
             self.post(queue=queue)
 
     def receive(self, *frames: bytes) -> list[RxFrame]:
@@ -176,8 +176,9 @@ class PacketBench:
         """Frames completed on all receive queues since the last call. Raises Wedged for a chain of merged
         buffers that ends early."""
         found = []
+        queues = self._bench.queues
         for queue in range(self.queue_pairs()):
-            buffers = self._bench.queues.collect(2 * queue)
+            buffers = queues.collect(2 * queue) if 2 * queue in queues.enabled else []
             while buffers:
                 found.append(self._merge(queue, buffers))
         return found

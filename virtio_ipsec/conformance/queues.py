@@ -124,6 +124,11 @@ class Queues:
             done.append(buffer)
         return done
 
+    @property
+    def enabled(self) -> frozenset[int]:
+        """Indices of the queues that are set up."""
+        return frozenset(self._queues)
+
     def state(self, index: int) -> DriverQueue:
         """The queue itself, for cases about rings."""
         return self._queues[index]
