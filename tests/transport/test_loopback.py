@@ -360,6 +360,13 @@ def test_the_pair_records_both_guests_and_the_wire() -> None:
     assert [packet.timestamp for packet in packets] == sorted(seen.time for seen in both.seen)
 
 
+def test_a_packet_that_the_driver_refuses_is_not_recorded() -> None:
+    both = pair()
+    with pytest.raises(PathMtuExceeded):
+        both.left.send(udp(3000))
+    assert both.seen == []
+
+
 @given(st.lists(st.tuples(st.sampled_from("cdrms"), st.integers(0, 4)), max_size=25))
 def test_any_order_of_sa_requests_keeps_driver_and_device_in_step(steps: list[tuple[str, int]]) -> None:
     """No request of the driver is refused by the device, whatever the user asks for."""

@@ -173,7 +173,7 @@ class Driver:
 
     @property
     def receive_buffer_size(self) -> int:
-        """Bytes of each receive buffer (NET-RXB-DRV-01 to -03, with the header that is really used: E17)."""
+        """Bytes of each receive buffer (NET-RXB-DRV-01 to -04; the header that is really used: E17)."""
         frame = _GSO_FRAME if self.features & GUEST_GSO else _FRAME
         device = self.session.net.mtu if has(self.features, Feature.NET_F_MTU) else 0
         most = self._header.size + max(frame, device + _ETHERNET)

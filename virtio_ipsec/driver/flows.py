@@ -11,6 +11,7 @@ NET-FF-DRV-05        :func:`check_selectors`: ETH, IPv4 or IPv6, TCP or UDP or E
 NET-FF-DRV-06        :func:`check_selectors`: EtherType and protocol masks all ones
 NET-FF-DRV-07, -08   :func:`check_keys`: the keys name the selectors that follow
 NET-FF-DRV-09        :func:`check_selectors`: whole fields unless PARTIAL_MASK
+INF-29, INF-34       :func:`check_selectors`
 ===================  ========================================================================
 """
 

@@ -2,15 +2,16 @@
 
 Where the driver clauses are obeyed:
 
-===================  ==========================================================================
+====================  =========================================================================
 NET-RX-DRV-01        only known flag bits are looked at
 NET-RX-DRV-02        ``network_offset`` is None unless OUT_NET_HEADER and non-zero
 NET-RX-DRV-03        :func:`_checksum`: offsets are used with NEEDS_CSUM and without RSC_INFO only
 NET-RX-DRV-04        ``hdr_len`` is not used at all
 NET-RX-DRV-05        ``checksum_valid`` needs NEEDS_CSUM or DATA_VALID
-NET-RX-DRV-06 to 09  :func:`_tunnel_fault`: the packet is refused; offsets only with a tunnel bit
+NET-RX-DRV-06 to -09 :func:`_tunnel_fault`: the packet is refused; offsets only with a tunnel bit
+RFC-22, RFC-23       ``protected`` needs SECURITY without SECURITY_ERR, and an SA by ``resource_id``
 NET-IPSEC-INT-01     an id without a live SA gives ``sa`` None, ``stale`` and not ``protected``
-===================  ==========================================================================
+====================  =========================================================================
 """
 
 from __future__ import annotations

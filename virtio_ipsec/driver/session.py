@@ -7,7 +7,10 @@ BAS-STATUS-01, -02         :meth:`Session._raise_status` only adds bits
 BAS-STATUS-03, BAS-INIT-08 after a failure FAILED is set; :meth:`Session.start` begins with reset
 BAS-FEAT-01 to -04, -06    ``features.select``
 BAS-FEAT-05                :meth:`Session._negotiate`: less is tried, then FAILED
-BAS-RESET-03, PCI-CC-DRV-05 :meth:`Session.reset` waits until the status reads 0
+BAS-STATUS-04              :meth:`Session._raise_status` gives up; waits for answers are bounded
+BAS-RESET-03               :meth:`Session.reset` waits until the status reads 0
+BAS-RESET-09               ``Driver.reset_pair`` lays the queue out anew
+PCI-CC-DRV-05              as BAS-RESET-03
 BAS-INIT-01                :meth:`Session.read_config`: generation loop
 BAS-INIT-02, -03           :meth:`Session._read_net_config`: only fields that exist, no more bytes
 BAS-INIT-05, -07, -09      :meth:`Session.start`: order of steps; first kick after DRIVER_OK
@@ -22,8 +25,9 @@ PCI-CC-DRV-04, -06, -08    a queue is laid out, then enabled, and never disabled
 NET-RXB-DRV-05             ``Driver.start`` fills the queues of all pairs in use
 NET-TX-DRV-30              GUEST_HDRLEN is among the supported features
 ADM-DRV-02, -06            LIST_USE before anything else
-NET-IPSEC-DRV-01 to -03,   :meth:`Session.discover`: list, get, set what is used of it
-CAP-DRV-02, NET-FF-DRV-01
+NET-IPSEC-DRV-01 to -03    :meth:`Session.discover`: list, get, set what is used of it
+CAP-DRV-02, NET-FF-DRV-01  the same
+RFC-34                     the same
 =========================  =====================================================================
 """
 

@@ -8,15 +8,17 @@ NET-TX-DRV-02             ``num_buffers`` stays 0
 NET-TX-DRV-03             without CSUM the checksum is completed here and ``flags`` is 0, the
                           IPsec bit aside (E50)
 NET-TX-DRV-04             ``outer_nh_offset`` only with OUT_NET_HEADER and an IP header there
-NET-TX-DRV-05 to -08, 21  :func:`_gso_type`: each type needs its feature; UFO is never used
+NET-TX-DRV-05 to -08, -21 :func:`_gso_type`: each type needs its feature; UFO is never used
 NET-TX-DRV-09             :func:`_gso_type`: CWR or ECE needs HOST_ECN and sets GSO_ECN
-NET-TX-DRV-10 to -16,     :func:`_tunnel`: the bit follows the inner version, its features are
--25 to -29                checked, the outer checksum is 0 or seeded; never with UFO
+NET-TX-DRV-10 to -16      :func:`_tunnel`: the bit follows the inner version and needs its feature;
+                          never with UFO; UDP_TUNNEL_CSUM only together with it
+NET-TX-DRV-25 to -29      :func:`_tunnel`: both offsets; the outer checksum is 0 or seeded
 NET-TX-DRV-17 to -20      :func:`_request_checksum` computes offsets and seed itself
 NET-TX-DRV-22             a GSO request always asks for the checksum and has a size
 NET-TX-DRV-23, -24        ``hdr_len`` is exact wherever the headers are understood
 NET-TX-DRV-31, -32        DATA_VALID and RSC_INFO do not occur
 NET-TX-DRV-33, -34        the SA is a live handle; ``Sas.for_transmit`` checks that
+RFC-05 to -07             :func:`build`: the dialect's flag, the id, and always the type
 NET-TX-INT-02             ``outer_nh_offset`` 0 where unknown
 NET-IPSEC-DRV-07          ``Driver.send`` checks :func:`packet_lengths` + :func:`worst_overhead`
 ========================  ======================================================================

@@ -17,6 +17,7 @@ from enum import StrEnum
 from ..device.device import Device
 from ..driver import Driver, DriverConfig, Offload, Received, SaHandle
 from ..driver.transmit import PLAIN
+from ..errors import VirtioIpsecError
 from ..wire.dialect import V14, Dialect
 from .capture import Interface, LinkType, Packet
 from .loopback import Loopback
@@ -59,8 +60,13 @@ class End:
         self, frame: bytes, sa: SaHandle | None = None, *, offload: Offload = PLAIN, queue: int = 0
     ) -> None:
         """Send through the driver and let the frames cross the wire; the guest's frame is recorded."""
+        seen, mark = self._pair.seen, len(self._pair.seen)
         self._pair.see(self.where, self.where, frame, "GSO" if offload.gso_size else "")
-        self.driver.send(frame, sa, offload=offload, queue=queue)
+        try:
+            self.driver.send(frame, sa, offload=offload, queue=queue)
+        except VirtioIpsecError:
+            del seen[mark]  # it was never sent
+            raise
         self._pair.settle()
 
     def receive(self) -> list[Received]:
