@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import struct
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
@@ -119,6 +120,23 @@ def unseal(esp: bytes, key: bytes = KEY) -> tuple[int, int, bytes, int]:
     pad, next_header = plain[-2:]
     assert plain[-2 - pad : -2] == bytes(range(1, pad + 1))
     return spi, sequence, plain[: -2 - pad], next_header
+
+
+def authenticated(ip: bytes, payload: bytes, next_header: int, key: bytes, sequence: int = 1) -> bytes:
+    """AH (RFC 4302) with HMAC-SHA-256-128 around ``payload``; ``ip`` is an IPv4 header without options."""
+    ah = struct.pack("!BBHII", next_header, 5, 0, SPI, sequence)
+    length = 20 + len(ah) + 16 + len(payload)
+    header = bytearray(ip)
+    header[2:4] = length.to_bytes(2, "big")
+    header[9] = 51
+    covered = bytearray(header)
+    for at in (1, 6, 7, 8, 10, 11):  # TOS, flags and offset, TTL, checksum
+        covered[at] = 0
+    icv = hmac.new(key, bytes(covered) + ah + bytes(16) + payload, "sha256").digest()[:16]
+    header[10:12] = b"\0\0"
+    total = sum(int.from_bytes(header[at : at + 2], "big") for at in range(0, 20, 2))
+    header[10:12] = (0xFFFF - total % 0xFFFF).to_bytes(2, "big")
+    return bytes(header) + ah + icv + payload
 
 
 def send(ctx: DataPlaneContext, frame: bytes, queue: int = 0, **hdr: int) -> list[bytes]:

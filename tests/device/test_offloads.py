@@ -452,6 +452,12 @@ def test_udp_fragments_over_ipv6_reassemble_in_scapy(chained: str) -> None:
     parsed = [Ether(raw) for raw in pieces]
     assert all(p[IPv6ExtHdrFragment].id == 0xA5A5A5A5 for p in parsed)
     assert [rebuilt(raw) == raw for raw in pieces] == [True] * 3
+    # Only hop-by-hop, routing and what stands before routing may be in front of the Fragment header.
+    in_front = {"none": 0, "routing": len(ip) - 40, "destination": 0}[chained]
+    assert all(
+        raw[54 + in_front : 62 + in_front] == bytes(p[IPv6ExtHdrFragment])[:8]
+        for raw, p in zip(pieces, parsed, strict=True)
+    )
     whole = bytes(defragment6(PacketList([p[IPv6] for p in parsed])))
     original = bytes(packet)[14:]
     if chained == "none":
@@ -513,6 +519,16 @@ def test_a_right_checksum_is_seen_and_a_wrong_one_too(packet: Packet) -> None:
     if IP in packet:
         bad = patched(raw, 24, b"\x99")
         assert not checksum.transport_checksum_ok(bad, frame.view(bad))
+
+
+def test_a_udp_length_beyond_the_packet_is_no_checksum_to_vouch_for() -> None:
+    """The sum agrees with the length that the header states; the packet has not got that many bytes."""
+    raw = bytearray(bytes(ETHER / IP(src="1.1.1.1", dst="2.2.2.2") / UDP(len=500, chksum=0) / b"too short"))
+    raw[40:42] = (
+        0xFFFF - (pseudo(raw[26:30], raw[30:34], 17, 500) + reference_sum(raw[34:])) % 0xFFFF
+    ).to_bytes(2)
+    assert (pseudo(raw[26:30], raw[30:34], 17, 500) + reference_sum(raw[34:])) % 0xFFFF == 0
+    assert not checksum.transport_checksum_ok(bytes(raw), frame.view(raw))
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from plane import (
     SPI,
     add_rule,
     arrive,
+    authenticated,
     esp,
     eth,
     inbound_sa,
@@ -36,7 +37,16 @@ from virtio_ipsec.device.state import DataPlaneContext, RxFilter, Steering
 from virtio_ipsec.device.steering import packet_hash
 from virtio_ipsec.wire.dialect import RFC_2025_01, V14
 from virtio_ipsec.wire.net_header import RfcFlag
-from virtio_ipsec.wire.numbers import Feature, FfAction, HashType, IpsecMode, IpsecOption, ResourceType, mask
+from virtio_ipsec.wire.numbers import (
+    Feature,
+    FfAction,
+    HashType,
+    IpsecMode,
+    IpsecOption,
+    MacAlgo,
+    ResourceType,
+    mask,
+)
 
 OK, ERR, SOFT = 16, 32, 64
 DATA_VALID = 2
@@ -146,6 +156,23 @@ def test_transport_mode() -> None:
     _, hdr, frame = arrive(ctx, wire)
     assert frame == bytes(ETHER / IPv6(src="fd00::1", dst="fd00::2") / UDP() / b"data")
     assert (hdr.flags, hdr.resource_id) == (OK | DATA_VALID, 4)
+
+
+@pytest.mark.parametrize("mode", [IpsecMode.AH_TRANSPORT, IpsecMode.AH_TUNNEL])
+def test_ah_is_found_by_protocol_51(mode: IpsecMode) -> None:
+    """E57, E69: the same SPI may name an ESP SA and an AH SA."""
+    ctx = make_context()
+    inbound_sa(ctx, 9)
+    key = bytes(range(32))
+    inbound_sa(ctx, 5, mode, cipher_algo=0, cipher_key=b"", auth_algo=int(MacAlgo.HMAC_SHA_256), auth_key=key)
+    add_rule(ctx.filters, FfAction.IPSEC, eth(), ipv4(51))
+    outer, payload, number = (INNER[:20], INNER[20:], 17)
+    if mode is IpsecMode.AH_TUNNEL:
+        outer, payload, number = bytes(IP(src="192.0.2.1", dst="192.0.2.2")), INNER, 4
+    wire = bytes(ETHER)[:12] + b"\x08\0" + authenticated(outer, payload, number, key)
+    _, hdr, frame = arrive(ctx, wire)
+    assert (frame[14:], hdr.flags, hdr.resource_id) == (INNER, OK | DATA_VALID, 5)
+    assert arrive(ctx, damaged(wire))[1].flags == OK | ERR
 
 
 def test_security_flags_stand_without_guest_csum() -> None:

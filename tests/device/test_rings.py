@@ -339,6 +339,9 @@ def test_a_reset_queue_starts_anew_where_it_is_put(bench: Bench) -> None:
     bench.open(1)
     assert bench.send(FRAME) == [FRAME]
     assert old.poll() == []
+    assert bench.rings.interrupts == {1}
+    bench.rings.reset_queue(1)
+    assert bench.rings.interrupts == frozenset()
 
 
 # Commands
