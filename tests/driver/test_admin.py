@@ -17,8 +17,8 @@ OUTB, INB = ResourceType.NET_IPSEC_OUTB_SA, ResourceType.NET_IPSEC_INB_SA
 EINVAL = bytes.fromhex("1600 0300 00000000")
 
 
-def header(opcode: int, group: int = 0) -> bytes:
-    return struct.pack("<HH12xQ", opcode, group, 0)
+def header(opcode: int) -> bytes:
+    return struct.pack("<HH12xQ", opcode, 0, 0)
 
 
 @pytest.fixture
@@ -126,16 +126,22 @@ def test_key_bytes_do_not_stay_in_shared_memory(fake: Any, admin: Admin) -> None
     assert secret[:16] not in fake.memory.read(0x10000, 16 << 20)
 
 
-def test_ADM_DRV_06_no_command_for_a_group_before_its_list_use(fake: Any, admin: Admin) -> None:
-    with pytest.raises(NotNegotiated, match="group 1"):
-        admin.command(7, b"", 8, group_type=1)
+def test_ADM_DRV_02_06_no_command_before_list_use(fake: Any, start: Any) -> None:
+    begun = start(fake).session.admin
+    channel = Admin(begun._queue, V14, pause=lambda: None)
+    for attempt in (channel.cap_ids, lambda: channel.cap_get(0x803, 8), lambda: channel.command(0)):
+        with pytest.raises(NotNegotiated, match="LIST_USE"):
+            attempt()
     assert not fake.commands
-    fake.replies[0] = [bytes(8) + (0x283).to_bytes(8, "little")]
-    admin.list_use(group_type=1)
-    admin.command(7, b"", 8, group_type=1)
-    assert [each[:4] for each in fake.commands] == [
-        bytes.fromhex(text) for text in ("00000100", "01000100", "07000100")
-    ]
+    channel.list_query()
+    fake.replies[1] = [EINVAL]
+    with pytest.raises(CommandFailed):
+        channel.list_use()
+    with pytest.raises(NotNegotiated):
+        channel.cap_ids()
+    channel.list_use()
+    assert channel.cap_ids() == {0x800, 0x801, 0x802, 0x803, 0x804}
+    assert {each[:24] for each in fake.commands} == {header(opcode) for opcode in (0, 1, 7)}
 
 
 def test_ADM_DRV_05_list_use_never_asks_for_more_than_was_reported(fake: Any, admin: Admin) -> None:

@@ -3,13 +3,13 @@
 Where the driver clauses are obeyed:
 
 =====================  ==========================================================================
-ADM-DRV-01             :meth:`Admin.list_query` may be sent for any group type
-ADM-DRV-02, -06        :meth:`Admin.command` refuses a group whose LIST_USE has not succeeded
+ADM-DRV-01             a permission not used: only the self group is asked
+ADM-DRV-02, -06        :meth:`Admin.command` refuses what no LIST_USE has enabled
 ADM-DRV-03             one command at a time: a command returns when it has completed
 ADM-DRV-04, -05        :meth:`Admin.list_use` takes the intersection of KNOWN and LIST_QUERY
 ADM-DRV-07             a permission not used: both list commands stay enabled
 ADM-DRV-08, -09        ``CommandFailed`` maps unknown status and qualifier values
-ADM-DRV-10             no SR-IOV group command is ever sent
+ADM-DRV-10             no command of the SR-IOV group is sent
 AVQ-DRV-01 to -04      the frame codec pads to 8 bytes; the reply has at least 8 bytes
 AVQ-DRV-05             the queue returns only used bytes, the reply is zero beyond them
 AVQ-DRV-06             one administration queue is used
@@ -78,8 +78,9 @@ class Admin:
         self._queue = queue
         self._retries = retries
         self._pause = pause
-        self._supported: dict[int, frozenset[int]] = {}
-        self._used: dict[int, frozenset[int]] = {}
+        self._supported: frozenset[int] = frozenset()
+        #: Opcodes in use: none before LIST_USE has succeeded.
+        self.opcodes: frozenset[int] = frozenset()
         self._objects: dict[int, set[int]] = {}
         #: Objects that may exist, per type: the driver's own limits (RO-DRV-02). Absent: none.
         self.limits: dict[int, int] = {}
@@ -89,37 +90,26 @@ class Admin:
         #: Opcodes that this driver is familiar with (ADM-DRV-04).
         self.known: frozenset[int] = frozenset(known) | {self._query, self._modify}
 
-    @property
-    def opcodes(self) -> frozenset[int]:
-        """Opcodes in use for the self group."""
-        return self._used.get(GroupType.SELF, frozenset())
+    def list_query(self) -> frozenset[int]:
+        """The opcodes that the device supports. Raises CommandFailed."""
+        self._supported = id_bitmap_parse(self._send(Opcode.LIST_QUERY, b"", _LIST_RESULT))
+        return self._supported
 
-    def list_query(self, group_type: int = GroupType.SELF) -> frozenset[int]:
-        """The opcodes that the device supports for a group. Raises CommandFailed."""
-        result = self._send(Opcode.LIST_QUERY, b"", _LIST_RESULT, group_type)
-        self._supported[group_type] = id_bitmap_parse(result)
-        return self._supported[group_type]
-
-    def list_use(self, opcodes: Iterable[int] | None = None, group_type: int = GroupType.SELF) -> None:
+    def list_use(self, opcodes: Iterable[int] | None = None) -> None:
         """Choose the opcodes to use: by default all known ones that LIST_QUERY reported."""
-        supported = self._supported.get(group_type)
-        if supported is None:
-            supported = self.list_query(group_type)
-        chosen = supported & (self.known if opcodes is None else frozenset(opcodes) & self.known)
-        self._send(Opcode.LIST_USE, id_bitmap_build(chosen), 0, group_type)
-        self._used[group_type] = chosen
+        chosen = self._supported & (self.known if opcodes is None else frozenset(opcodes) & self.known)
+        self._send(Opcode.LIST_USE, id_bitmap_build(chosen), 0)
+        self.opcodes = chosen
 
-    def command(
-        self, opcode: int, data: bytes = b"", result_len: int = 0, *, group_type: int = GroupType.SELF
-    ) -> bytes:
+    def command(self, opcode: int, data: bytes = b"", result_len: int = 0) -> bytes:
         """Send one command that LIST_USE enabled; its result, exactly ``result_len`` bytes, zeros where
         the device wrote nothing. Raises CommandFailed with status and qualifier."""
-        if opcode not in self._used.get(group_type, frozenset()):
-            raise NotNegotiated(f"opcode {opcode:#06x} was not enabled with LIST_USE for group {group_type}")
-        return self._send(opcode, data, result_len, group_type)
+        if opcode not in self.opcodes:
+            raise NotNegotiated(f"opcode {opcode:#06x} was not enabled with LIST_USE")
+        return self._send(opcode, data, result_len)
 
-    def _send(self, opcode: int, data: bytes, result_len: int, group_type: int) -> bytes:
-        frame = ADMIN_COMMAND.build(AdminCommand(opcode, group_type, 0, data))
+    def _send(self, opcode: int, data: bytes, result_len: int) -> bytes:
+        frame = ADMIN_COMMAND.build(AdminCommand(opcode, GroupType.SELF, 0, data))
         writable = _HEADER + result_len + -result_len % 8
         for attempt in range(self._retries + 1):
             if attempt:

@@ -21,7 +21,7 @@ from virtio_ipsec.wire.dialect import V14, Dialect
 from virtio_ipsec.wire.ipsec import IpsecSa
 from virtio_ipsec.wire.net_config import NetConfig
 from virtio_ipsec.wire.net_header import NetHdrCodec
-from virtio_ipsec.wire.numbers import Feature, GroupType, Opcode, has
+from virtio_ipsec.wire.numbers import Feature, Opcode, has
 
 #: Largest frame without guest GSO, and with it (virtio v1.4 5.1.6.3; the header comes on top: E17).
 _FRAME, _GSO_FRAME = 1514, 65589
@@ -190,14 +190,12 @@ class Driver:
 
     # Administration.
 
-    def admin(
-        self, opcode: int, data: bytes = b"", result_len: int = 0, *, group_type: int = GroupType.SELF
-    ) -> bytes:
+    def admin(self, opcode: int, data: bytes = b"", result_len: int = 0) -> bytes:
         """Send an administration command that changes nothing of what the driver keeps books about."""
         channel = self._admin()
         if opcode in _KEPT or opcode == self.dialect.modify_opcode:
             raise DriverError(f"opcode {opcode:#06x} goes through sas, flows or start()")
-        return channel.command(opcode, data, result_len, group_type=group_type)
+        return channel.command(opcode, data, result_len)
 
     def _admin(self) -> Admin:
         if self.session.admin is None:
