@@ -24,6 +24,7 @@ from virtio_ipsec.wire.numbers import CapId, Feature, Status, has, mask
 
 if TYPE_CHECKING:
     from virtio_ipsec.conformance.case import Case
+    from virtio_ipsec.conformance.sas import Caps
 
 #: Accepted by default when offered: enough for IPsec and flow filters, nothing that changes the packets.
 WANTED = mask(
@@ -60,6 +61,8 @@ class Bench:
         self.queues = Queues(target, self.trace)
         self.admin = AdminBench(self)
         self.packets = PacketBench(self)
+        #: The device's IPsec capabilities once a case has read them: `sas.make` stays within them.
+        self.sa_caps: Caps | None = None
 
     # -- life cycle ---------------------------------------------------------------------------------------
 

@@ -7,7 +7,8 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING
 
 from virtio_ipsec.conformance.admin import Reply, demand
-from virtio_ipsec.crypto.algorithms import SUITES, Protocol, Suite, by_name
+from virtio_ipsec.conformance.verdict import Unsupported
+from virtio_ipsec.crypto.algorithms import SUITES, Protocol, Suite, ah_masks, by_name, esp_masks
 from virtio_ipsec.ipsec.process import Inbound, inbound, outbound
 from virtio_ipsec.ipsec.sa import InboundSa, OutboundSa, SaParams
 from virtio_ipsec.wire.ipsec import IpsecResourceCap, IpsecSa, IpsecSaCap, Lifetime, ModeCap
@@ -68,13 +69,25 @@ def offers(cap: ModeCap, suite: Suite) -> bool:
     return cipher and suite.auth_algo != MacAlgo.NO_MAC and bool(cap.hmac_algo >> suite.auth_algo & 1)
 
 
+def _everything(mode: IpsecMode) -> ModeCap:
+    masks = ah_masks() if mode in AH_MODES else esp_masks()
+    return ModeCap(
+        mode, 64, 0, masks.cipher, masks.hmac, masks.aead, masks.max_cipher_key, masks.max_auth_key
+    )
+
+
+#: What is assumed of a device whose capabilities were not read.
+ANYTHING = Caps(IpsecResourceCap(1, 1), {mode: _everything(mode) for mode in IpsecMode})
+
+
 def read_caps(bench: Bench) -> Caps:
     """GET both IPsec capabilities. Raises CommandFailed."""
     resources = bench.dialect.resource_cap.parse(
         demand(bench.admin.cap_get(CapId.NET_IPSEC_RESOURCE_CAP)).result
     )
     modes = bench.dialect.sa_cap.parse(demand(bench.admin.cap_get(CapId.NET_IPSEC_SA_CAP)).result)
-    return Caps(resources, {entry.mode: entry for entry in modes.modes})
+    bench.sa_caps = Caps(resources, {entry.mode: entry for entry in modes.modes})
+    return bench.sa_caps
 
 
 def set_caps(bench: Bench, resources: IpsecResourceCap, modes: IpsecSaCap) -> None:
@@ -95,15 +108,27 @@ def make(
     bench: Bench,
     direction: Direction = Direction.OUTBOUND,
     *,
-    mode: IpsecMode = IpsecMode.ESP_TUNNEL,
-    suite: str = "aes-gcm-16",
+    mode: IpsecMode | None = None,
+    suite: str | None = None,
     key_octets: int | None = None,
     **fields: object,
 ) -> IpsecSa:
-    """A valid SA with fresh random keys and SPI; ``fields`` replace any member of :class:`IpsecSa`."""
-    protocol = Protocol.AH if mode in AH_MODES else Protocol.ESP
-    chosen = by_name(suite, protocol)
+    """A valid SA with fresh random keys and SPI; ``fields`` replace any member of :class:`IpsecSa`.
+
+    Mode and suite default to the first that the device offers, as far as its capabilities were read: ESP
+    tunnel with AES-GCM, where it can be. Raises Unsupported when nothing that it offers is known here.
+    """
+    caps = bench.sa_caps or ANYTHING
+    if mode is None:
+        mode = next((IpsecMode(number) for number in sorted(caps.modes) if caps.suites(number)), None)
+        if mode is None:
+            raise Unsupported("the device offers no mode with an algorithm that this suite knows")
+    if suite is None:
+        known = caps.suites(mode) or ANYTHING.suites(mode)
+        suite = known[0].name
+    chosen = by_name(suite, Protocol.AH if mode in AH_MODES else Protocol.ESP)
     inbound_ = direction is Direction.INBOUND
+    window = min(64, caps.modes[mode].max_replay_win_sz) if mode in caps.modes else 64
     outer = TUNNEL4 if mode in TUNNEL_MODES and not inbound_ else NO_TUNNEL
     sa = IpsecSa(
         mode=mode,
@@ -111,7 +136,7 @@ def make(
         spi=bench.rng.randrange(0x1000, 0xFFFF_0000),
         salt=_salt(bench),
         param=outer,
-        replay_win_sz=64 if inbound_ else 0,
+        replay_win_sz=window if inbound_ else 0,
         cipher_algo=chosen.cipher_algo,
         cipher_key=bench.octets(_length(chosen.cipher_key_lens, key_octets)),
         auth_algo=chosen.auth_algo,
