@@ -224,6 +224,7 @@ class Capabilities:
         made = [kind(config, features) for kind in self.kinds]
         self._rules = {int(rule.id): rule for rule in made if rule.available()}
         self._driver: dict[int, Any] = {}
+        self._enabled: set[int] = set()
 
     def listed(self) -> frozenset[int]:
         """Ids of CAP_ID_LIST_QUERY (NET-IPSEC-DEV-01, NET-FF-DEV-01)."""
@@ -241,6 +242,10 @@ class Capabilities:
         wanted = rule.codec.parse(data)
         rule.check(wanted, rule.offered())
         self._driver[cap_id] = wanted
+        if rule.is_disabled(wanted):
+            self._enabled.discard(cap_id)
+        else:
+            self._enabled.add(cap_id)
 
     def check_unused(self, rule: Capability[Any], in_use: Callable[[tuple[ResourceType, ...]], bool]) -> None:
         """No capability changes under live objects (CAP-DEV-07, E46)."""
@@ -249,10 +254,7 @@ class Capabilities:
 
     def enabled(self, *cap_ids: int) -> bool:
         """Whether the driver has set all of these to something usable (E34, CAP-DEV-10)."""
-        return all(
-            cap_id in self._driver and not self._rules[cap_id].is_disabled(self._driver[cap_id])
-            for cap_id in cap_ids
-        )
+        return self._enabled.issuperset(cap_ids)
 
     def driver(self, cap_id: int) -> Any:
         """The driver's value of a capability that is enabled."""

@@ -171,7 +171,7 @@ class Device:
 
     def needs_reset(self) -> None:
         """An error only a reset can cure (BAS-STATUS-06); a driver at work is told (BAS-STATUS-07)."""
-        self._status |= Status.DEVICE_NEEDS_RESET
+        self._status |= int(Status.DEVICE_NEEDS_RESET)
         self._space.changed = True
 
     # Whole conversations

@@ -17,6 +17,10 @@ STEPS: Final[tuple[tuple[Status, Status, Status], ...]] = (
     (Status.FAILED, Status(0), Status(0)),
 )
 
+# Plain ints: arithmetic on enum members costs a microsecond each, and every command asks.
+_DRIVER_OK: Final = int(Status.DRIVER_OK)
+_TROUBLE_OR_OK: Final = int(Status.DRIVER_OK | Status.DEVICE_NEEDS_RESET | Status.FAILED)
+
 
 def after_write(current: int, written: int, features_acceptable: Callable[[], bool]) -> int:
     """Status after the driver writes ``written`` (not 0: that is a reset).
@@ -31,10 +35,10 @@ def after_write(current: int, written: int, features_acceptable: Callable[[], bo
             continue
         if bit is Status.FEATURES_OK and not features_acceptable():
             continue
-        status |= bit
+        status |= int(bit)
     return status
 
 
 def operating(status: int) -> bool:
     """Whether buffers may be consumed: from DRIVER_OK on, until NEEDS_RESET or FAILED (BAS-STATUS-05)."""
-    return status & (Status.DRIVER_OK | Status.DEVICE_NEEDS_RESET | Status.FAILED) == Status.DRIVER_OK
+    return status & _TROUBLE_OR_OK == _DRIVER_OK
