@@ -11,8 +11,8 @@ TCP, UDP = 6, 17
 _TAGS = (0x8100, 0x88A8, 0x9100)
 _ETHERTYPES = {0x0800: 4, 0x86DD: 6}
 #: IPv6 extension headers that may precede a transport header (hop-by-hop, routing, destination options).
+#: A fragment header is not among them: behind it lies no whole packet.
 _EXTENSIONS = (0, 43, 60)
-_FRAGMENT = 44
 _CSUM_OFFSET = {TCP: 16, UDP: 6}
 
 
@@ -73,7 +73,7 @@ def parse_ip(frame: bytes | bytearray, at: int, version: int = 0) -> Headers:
         kind, behind = frame[at + 6], at + 40
         while kind in _EXTENSIONS and behind + 8 <= end:
             kind, behind = frame[behind], behind + 8 + frame[behind + 1] * 8
-        return _transport(frame, at, 6, 0 if kind == _FRAGMENT else kind, behind, end)
+        return _transport(frame, at, 6, kind, behind, end)
     return Headers(at, payload=at, end=len(frame))
 
 
