@@ -263,6 +263,12 @@ def test_everything_else_is_no_ipsec(packet: bytes) -> None:
     assert find_spi(packet) is None
 
 
+@pytest.mark.parametrize("payload", [bytes(4), bytes(4) + b"ike", b"\xff"])
+def test_ike_and_keepalives_are_no_malformed_esp(payload: bytes) -> None:
+    receiver = in_sa(TUNNEL, options=ENCAP)
+    assert refusal(inbound, receiver, ipv4(udp(payload, 4500, 4500), 17)) is Reason.NOT_IPSEC
+
+
 def test_an_sa_refuses_what_belongs_to_another() -> None:
     protected = outbound(out_sa(TUNNEL), INNER4)
     for receiver in (in_sa(TUNNEL, spi=5), in_sa(AH_TUNNEL)):

@@ -41,9 +41,9 @@ class IpsecHeader:
     headers: ip.Chain
     offset: int
     end: int
-    udp: bool = False
-    udp_sport: int = 0
-    udp_dport: int = 0
+    udp: bool
+    udp_sport: int
+    udp_dport: int
 
 
 @dataclass(frozen=True, slots=True)
