@@ -13,8 +13,9 @@ from virtio_ipsec.conformance.frames import UDP, ethernet, ip_of
 from virtio_ipsec.conformance.packets import PEER_MAC, RxFrame
 from virtio_ipsec.conformance.sas import Peer
 from virtio_ipsec.conformance.verdict import Unsupported
+from virtio_ipsec.crypto.algorithms import Protocol, Suite, by_name
 from virtio_ipsec.errors import PacketError
-from virtio_ipsec.ipsec.process import Inbound
+from virtio_ipsec.ipsec.process import Inbound, IpsecHeader
 from virtio_ipsec.wire.ipsec import IpsecSa
 from virtio_ipsec.wire.net_header import NetHdr
 from virtio_ipsec.wire.numbers import (
@@ -29,6 +30,8 @@ from virtio_ipsec.wire.tunnel import TunnelIPv4, TunnelIPv6
 
 OUTBOUND, INBOUND = ResourceType.NET_IPSEC_OUTB_SA, ResourceType.NET_IPSEC_INB_SA
 FAVOURITE = "aes-gcm-16"
+#: SPI and sequence number.
+ESP_HEADER = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +40,17 @@ class Sa:
 
     id: int
     value: IpsecSa
+    suite: Suite
     peer: Peer
 
     @property
     def spi(self) -> int:
         """The SPI."""
         return self.value.spi
+
+    def nonce(self, header: IpsecHeader) -> bytes:
+        """The IV of an ESP packet."""
+        return header.packet.data[header.offset + ESP_HEADER :][: self.suite.iv_len]
 
 
 class DataPath:
@@ -106,13 +114,14 @@ class DataPath:
         outer: TunnelIPv4 | TunnelIPv6 = sas.TUNNEL4,
     ) -> Sa:
         mode = IpsecMode(fields.setdefault("mode", IpsecMode.ESP_TUNNEL))  # type: ignore[arg-type]
-        fields.setdefault("suite", self.suite(mode))
+        name = str(fields.setdefault("suite", self.suite(mode)))
         value = sas.make(self.bench, direction, **fields)  # type: ignore[arg-type]
         self.need(mode, value.options)
         self._ids[type] += 1
         id = self._ids[type] - 1
         demand(sas.install(self.bench, id, value))
-        return Sa(id, value, Peer(self.bench, value, outer))
+        suite = by_name(name, Protocol.AH if mode in sas.AH_MODES else Protocol.ESP)
+        return Sa(id, value, suite, Peer(self.bench, value, outer))
 
     def destroy(self, sa: Sa) -> None:
         """DESTROY an SA. Raises CommandFailed."""

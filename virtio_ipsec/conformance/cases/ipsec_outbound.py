@@ -1,0 +1,449 @@
+"""Packets that the device seals, judged by the oracle: every mode and algorithm it offers, and what must not leave."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from virtio_ipsec.conformance import frames
+from virtio_ipsec.conformance.bench import Bench
+from virtio_ipsec.conformance.case import case
+from virtio_ipsec.conformance.datapath import INBOUND, OUTBOUND, DataPath, try_open
+from virtio_ipsec.conformance.frames import TCP, Shape, ip_of
+from virtio_ipsec.conformance.packets import PEER_MAC
+from virtio_ipsec.conformance.sas import (
+    AH_MODES,
+    TUNNEL4,
+    TUNNEL6,
+    TUNNEL_MODES,
+    Peer,
+    install,
+    make,
+)
+from virtio_ipsec.conformance.verdict import Unsupported
+from virtio_ipsec.crypto.algorithms import Kind, Suite
+from virtio_ipsec.ipsec.process import Inbound, find_spi
+from virtio_ipsec.wire.numbers import Feature, GsoType, HdrFlag, IpsecMode
+from virtio_ipsec.wire.tunnel import TunnelIPv4, TunnelIPv6
+
+#: Enough packets to show a pattern in sequence numbers and IVs.
+LONG_RUN = 200
+
+
+def combinations(path: DataPath, mode: IpsecMode) -> Iterator[tuple[Suite, int, int, int]]:
+    """(suite, key octets, inner IP version, outer IP version) of all that the device offers in ``mode``.
+
+    Every suite and every key length of the device, and every pair of IP versions.
+    """
+    cap = path.caps.modes[mode]
+    pairs = [(4, 4), (6, 6), (4, 6), (6, 4)] if mode in TUNNEL_MODES else [(4, 4), (6, 6)]
+    number = 0
+    for suite in path.caps.suites(mode):
+        variable = suite.cipher_key_lens if max(suite.cipher_key_lens) else suite.auth_key_lens
+        most = cap.max_cipher_key_len if max(suite.cipher_key_lens) else cap.max_auth_key_len
+        for octets in sorted(length for length in variable if length <= most):
+            yield suite, octets, *pairs[number % len(pairs)]
+            number += 1
+    while 0 < number < len(pairs):
+        yield suite, octets, *pairs[number]
+        number += 1
+
+
+def _hides(suite: Suite) -> bool:
+    """Whether a suite makes the payload unreadable."""
+    return suite.kind is Kind.AEAD or (suite.kind is Kind.CIPHER_MAC and suite.cipher_algo != 0)
+
+
+def outer_of(version: int) -> TunnelIPv4 | TunnelIPv6:
+    """Tunnel parameters of an IP version."""
+    return TUNNEL4 if version == 4 else TUNNEL6
+
+
+def _seals_everything(bench: Bench, mode: IpsecMode) -> None:
+    path = DataPath(bench)
+    path.need(mode)
+    path.suite(mode)
+    tunnel = mode in TUNNEL_MODES
+    for suite, octets, inner, outer in combinations(path, mode):
+        label = (
+            f"{suite.name}, key of {octets} octets, IPv{inner} in IPv{outer}"
+            if tunnel
+            else (f"{suite.name}, key of {octets} octets, IPv{inner}")
+        )
+        fields: dict[str, object] = {"param": outer_of(outer)} if tunnel else {}
+        sa = path.outbound(mode=mode, suite=suite.name, key_octets=octets, **fields)
+        secret = bench.octets(61)
+        packet = frames.packet(secret, Shape(inner))
+        left = path.send(sa, packet)
+        opened = try_open(sa, left[0]) if len(left) == 1 else f"{len(left)} packets left"
+        good = isinstance(opened, Inbound) and opened.packet == packet
+        header = find_spi(left[0]) if left else None
+        for clause in ("INF-08", "RFC-09"):
+            bench.check(clause, good, f"{label}: the peer opens what leaves", opened)
+            if _hides(suite):
+                bench.check(
+                    clause, not any(secret[:16] in p for p in left), f"{label}: nothing leaves in clear"
+                )
+            bench.check(
+                clause,
+                bool(left) and left[0][0] >> 4 == (outer if tunnel else inner),
+                f"{label}: IP version of the outer header",
+                left[:1],
+            )
+        protocol = 51 if mode in AH_MODES else 50
+        bench.check(
+            "RFC-28",
+            header is not None and header.protocol == protocol,
+            f"{label}: protocol {protocol}",
+            header and header.protocol,
+        )
+        path.destroy(sa)
+
+
+@case("ipsec-out-esp-tunnel", "INF-08", "RFC-09", "RFC-28", needs=("admin", "ipsec", "wire"))
+def out_esp_tunnel(bench: Bench) -> None:
+    """ESP in tunnel mode: packets of every algorithm, key length and pair of IP versions can be opened.
+
+    For each an SA is made, a packet sent and what leaves is opened by an independent implementation.
+    """
+    _seals_everything(bench, IpsecMode.ESP_TUNNEL)
+
+
+@case("ipsec-out-esp-transport", "INF-08", "RFC-09", "RFC-28", needs=("admin", "ipsec", "wire"))
+def out_esp_transport(bench: Bench) -> None:
+    """ESP in transport mode: packets of every algorithm, key length and IP version can be opened."""
+    _seals_everything(bench, IpsecMode.ESP_TRANSPORT)
+
+
+@case("ipsec-out-ah-tunnel", "INF-08", "RFC-09", "RFC-28", needs=("admin", "ipsec", "wire"))
+def out_ah_tunnel(bench: Bench) -> None:
+    """AH in tunnel mode: packets of every algorithm, key length and pair of IP versions can be verified."""
+    _seals_everything(bench, IpsecMode.AH_TUNNEL)
+
+
+@case("ipsec-out-ah-transport", "INF-08", "RFC-09", "RFC-28", needs=("admin", "ipsec", "wire"))
+def out_ah_transport(bench: Bench) -> None:
+    """AH in transport mode: packets of every algorithm, key length and IP version can be verified.
+
+    IPv4 with options and IPv6 with an extension header as well, whose mutable parts AH leaves out.
+    """
+    _seals_everything(bench, IpsecMode.AH_TRANSPORT)
+    path = DataPath(bench)
+    sa = path.outbound(mode=IpsecMode.AH_TRANSPORT)
+    for packet in (
+        frames.with_options(frames.packet(bench.octets(20))),
+        frames.with_extension(frames.packet(bench.octets(20), Shape(6))),
+    ):
+        opened = [try_open(sa, sealed) for sealed in path.send(sa, packet)]
+        good = len(opened) == 1 and isinstance(opened[0], Inbound) and opened[0].packet == packet
+        for clause in ("INF-08", "RFC-09"):
+            bench.check(clause, good, f"IPv{packet[0] >> 4} with options or extensions verifies", opened)
+
+
+@case(
+    "ipsec-out-sa-by-id", "NET-IPSEC-DEV-09", "INF-16", "RFC-08", "RFC-29", needs=("admin", "ipsec", "wire")
+)
+def out_sa_by_id(bench: Bench) -> None:
+    """Each packet leaves under the SPI and the key of the SA that its resource_id names.
+
+    Three SAs of different key and SPI, one with algorithms whose fields lie far apart in the object; packets
+    through them in turns, twice.
+    """
+    path = DataPath(bench)
+    names = {suite.name for suite in path.caps.suites(IpsecMode.ESP_TUNNEL)}
+    split = "aes-cbc+hmac-sha2-256-128"
+    live = [path.outbound(), path.outbound(), path.outbound(**({"suite": split} if split in names else {}))]
+    for sa in [*live, *reversed(live)]:
+        packet = frames.packet(bench.octets(40))
+        left = path.send(sa, packet)
+        header = find_spi(left[0]) if len(left) == 1 else None
+        spi = header.spi if header else None
+        what = f"a packet through SA {sa.id}"
+        bench.check("INF-16", spi == sa.spi, f"{what} has SPI {sa.spi:#x} in network order", spi and hex(spi))
+        opened = try_open(sa, left[0]) if left else "nothing left"
+        good = isinstance(opened, Inbound) and opened.packet == packet
+        for clause in ("NET-IPSEC-DEV-09", "RFC-08", "RFC-29"):
+            bench.check(clause, good, f"{what} opens with the key of that SA", opened)
+
+
+@case("ipsec-out-salt", "INF-17", "RFC-29", needs=("admin", "ipsec", "wire"))
+def out_salt(bench: Bench) -> None:
+    """The salt of the SA is in the nonce; its byte order is reported (ledger E24).
+
+    A packet of an AES-GCM SA whose salt differs in all octets is opened with the salt in memory order, else with
+    the salt reversed. No other salt opens it.
+    """
+    path = DataPath(bench)
+    if "aes-gcm-16" not in {suite.name for suite in path.caps.suites(IpsecMode.ESP_TUNNEL)}:
+        raise Unsupported("the device does not offer AES-GCM in ESP_TUNNEL")
+    sa = path.outbound(salt=bytes((1, 2, 3, 4)))
+    left = path.send(sa, frames.packet(bench.octets(40)))
+    swapped = replace(sa.value, salt=bytes((4, 3, 2, 1)))
+    readings = {
+        "octets in memory order": sa,
+        "network order of the number": replace(sa, value=swapped, peer=Peer(bench, swapped)),
+    }
+    fits = [name for name, one in readings.items() if left and isinstance(try_open(one, left[0]), Inbound)]
+    for clause in ("INF-17", "RFC-29"):
+        bench.check(
+            clause, bool(fits), "the packet opens with the salt of the SA, in one byte order or other"
+        )
+    for name in fits:
+        bench.reading("E24", name)
+
+
+@case("ipsec-out-outer-header", "INF-08", "RFC-09", needs=("admin", "ipsec", "wire"))
+def out_outer_header(bench: Bench) -> None:
+    """The tunnel header has the addresses, TTL and protocol of the SA, and a right checksum.
+
+    An IPv4 and an IPv6 tunnel. The byte order of IPv4 addresses is reported (ledger E23), and whether the
+    Ethernet addresses are those of the driver (E64).
+    """
+    path = DataPath(bench)
+    packet = frames.packet(bench.octets(40))
+    for version in (4, 6):
+        sa = path.outbound(param=outer_of(version))
+        left = bench.packets.transmit(path.frame(packet), path.header(sa.id))
+        outer = ip_of(left[0]) if len(left) == 1 else b""
+        for clause in ("INF-08", "RFC-09"):
+            bench.require(
+                clause, outer[:1] != b"" and outer[0] >> 4 == version, f"an IPv{version} packet", left
+            )
+            if version == 4:
+                swapped = [address.packed[::-1] for address in (TUNNEL4.src_ip, TUNNEL4.dst_ip)]
+                plain = [address.packed for address in (TUNNEL4.src_ip, TUNNEL4.dst_ip)]
+                found = [outer[12:16], outer[16:20]]
+                bench.check(
+                    clause, found in (plain, swapped), "outer IPv4 addresses", [a.hex() for a in found]
+                )
+                if found in (plain, swapped):
+                    bench.reading("E23", "a little-endian number" if found == plain else "network order")
+                bench.check(
+                    clause, frames.checksum(outer[:20]) == 0, "outer header checksum", outer[:20].hex()
+                )
+                bench.check(clause, outer[8] == 64, "outer TTL 64", outer[8])
+            else:
+                found = [outer[8:24], outer[24:40]]
+                wanted = [TUNNEL6.src_addr.packed, TUNNEL6.dst_addr.packed]
+                bench.check(clause, found == wanted, "outer IPv6 addresses", [a.hex() for a in found])
+                bench.check(clause, outer[7] == 64, "outer hop limit 64", outer[7])
+            number = outer[9 if version == 4 else 6]
+            bench.check(clause, number == frames.ESP, "the outer header names ESP", number)
+        kept = left[0][:12] == path.frame(packet)[:12]
+        bench.reading("E64", "kept" if kept else "made by the device")
+
+
+@case("ipsec-out-never-in-clear", "INF-08", "NET-IPSEC-DEV-09", "RFC-10", needs=("admin", "ipsec", "wire"))
+def out_never_in_clear(bench: Bench) -> None:
+    """A packet marked SECURITY never leaves in clear, whatever its header names.
+
+    Ids without an SA, an id above every limit, the id of an inbound SA, the type of an inbound SA, an unknown
+    type and a destroyed SA: nothing of the packet leaves, and the buffer comes back (ledger E60).
+    """
+    path = DataPath(bench)
+    live, gone, inbound = path.outbound(), path.outbound(), path.inbound()
+    other = path.inbound()
+    path.destroy(gone)
+    attempts = {
+        "an id without an SA": path.header(1000),
+        "the largest id": path.header(0xFFFF_FFFF),
+        "the id of a destroyed SA": path.header(gone.id),
+        "the id of an inbound SA": path.header(other.id),
+        "the type of inbound SAs": path.header(inbound.id, INBOUND),
+        "an unknown type": path.header(live.id, 0x0300),
+        "a flow-filter type": path.header(live.id, 0x0200),
+    }
+    if bench.dialect.tx_resource_type_required:
+        attempts["type 0"] = path.header(live.id, 0)
+    for what, header in attempts.items():
+        secret = bench.octets(48)
+        left = bench.packets.transmit(path.frame(frames.packet(secret)), header)
+        clear = [frame for frame in left if secret[:16] in frame]
+        bench.check("INF-08", not clear, f"{what}: nothing leaves in clear", [f.hex()[:160] for f in clear])
+        for clause in ("NET-IPSEC-DEV-09", "RFC-10"):
+            bench.check(clause, not left, f"{what}: nothing leaves at all", [f.hex()[:160] for f in left])
+    packet = frames.packet(bench.octets(40))
+    opened = [try_open(live, sealed) for sealed in path.send(live, packet)]
+    good = len(opened) == 1 and isinstance(opened[0], Inbound)
+    bench.check("NET-IPSEC-DEV-09", good, "the live SA still works", opened)
+
+
+@case("ipsec-out-not-ip", "INF-08", "RFC-09", needs=("admin", "ipsec", "wire"))
+def out_not_ip(bench: Bench) -> None:
+    """What IPsec cannot protect does not leave when SECURITY is set.
+
+    A frame that is not IP, an IP packet cut short, and in transport mode a fragment (RFC 4303 3.3.4).
+    """
+    path = DataPath(bench)
+    sa = path.outbound()
+    whole = path.frame(frames.packet(bench.octets(300)))
+    odd = {
+        "a frame without IP": whole[:12] + (0x88B6).to_bytes(2) + whole[14:],
+        "an IP packet cut short": whole[:100],
+        "an empty packet": whole[:14],
+    }
+    attempts = [(what, frame, sa) for what, frame in odd.items()]
+    if IpsecMode.ESP_TRANSPORT in path.modes():
+        piece = bytearray(frames.packet(bench.octets(64)))
+        piece[6:8], piece[10:12] = (0x2000).to_bytes(2), bytes(2)
+        piece[10:12] = frames.checksum(bytes(piece[:20])).to_bytes(2)
+        transport = path.outbound(mode=IpsecMode.ESP_TRANSPORT)
+        attempts.append(("a fragment in transport mode", path.frame(bytes(piece)), transport))
+    for what, frame, one in attempts:
+        left = bench.packets.transmit(frame, path.header(one.id))
+        for clause in ("INF-08", "RFC-09"):
+            bench.check(clause, not left, f"{what} does not leave", [f.hex()[:160] for f in left])
+
+
+@case("ipsec-out-iv-unique", "INF-08", "RFC-09", needs=("admin", "ipsec", "wire"))
+def out_iv_unique(bench: Bench) -> None:
+    """No IV comes twice, and sequence numbers are consecutive from 1 (ledger E42, E70).
+
+    200 packets of an SA; a repeated IV under one key is the end of its secrecy.
+    """
+    path = DataPath(bench)
+    sa = path.outbound()
+    sealed = [path.send(sa, frames.packet(bench.octets(8))) for _ in range(LONG_RUN)]
+    whole = [left[0] for left in sealed if len(left) == 1]
+    found = [find_spi(packet) for packet in whole]
+    numbers = [header.sequence for header in found if header]
+    nonces = {sa.nonce(header) for header in found if header}
+    opened = sum(isinstance(try_open(sa, packet), Inbound) for packet in whole)
+    for clause in ("INF-08", "RFC-09"):
+        bench.check(clause, opened == LONG_RUN, f"all {LONG_RUN} packets can be opened, none twice", opened)
+        if sa.suite.iv_len:
+            shown = f"{len(nonces)} of {LONG_RUN}"
+            bench.check(clause, len(nonces) == LONG_RUN, "no IV is used twice", shown)
+        bench.check(
+            clause,
+            numbers == list(range(1, LONG_RUN + 1)),
+            f"sequence numbers run from 1 to {LONG_RUN}",
+            numbers[:8],
+        )
+
+
+@case("ipsec-out-segments", "INF-08", needs=("admin", "ipsec", "wire"))
+def out_segments(bench: Bench) -> None:
+    """A large packet with SECURITY is segmented first, and each segment is a packet of the SA (ledger E62).
+
+    A TCP packet over IPv4 of three segments: what leaves are three sealed packets of consecutive numbers that
+    hold the payload in order. A device that refuses offloads with SECURITY sends nothing.
+    """
+    path = DataPath(bench, want=(Feature.NET_F_CSUM, Feature.NET_F_HOST_TSO4))
+    sa = path.outbound()
+    payload = bench.octets(2500)
+    packet = bytearray(frames.packet(payload, Shape(protocol=TCP)))
+    partial = ~frames.checksum(frames.pseudo_header(4, TCP, len(packet) - 20)) & 0xFFFF
+    packet[36:38] = partial.to_bytes(2)
+    header = path.header(
+        sa.id,
+        flags=HdrFlag.NEEDS_CSUM,
+        gso_type=GsoType.TCPV4,
+        gso_size=1000,
+        hdr_len=54,
+        csum_start=34,
+        csum_offset=16,
+    )
+    left = [ip_of(f) for f in bench.packets.transmit(path.frame(bytes(packet)), header)]
+    bench.reading("E62", "offloads first" if left else "refused")
+    bench.check("INF-08", not any(payload[:32] in one for one in left), "no segment leaves in clear")
+    if not left:
+        return
+    opened = [try_open(sa, one) for one in left]
+    inner = [one.packet for one in opened if isinstance(one, Inbound)]
+    bench.check("INF-08", len(inner) == 3, "three segments that the peer opens", opened)
+    bench.check("INF-08", b"".join(one[40:] for one in inner) == payload, "their payloads in order")
+    sums = [frames.checksum(frames.pseudo_header(4, TCP, len(one) - 20) + one[20:]) for one in inner]
+    bench.check("INF-08", not any(sums), "TCP checksums of the segments are right", sums)
+    numbers = [one.sequence for one in opened if isinstance(one, Inbound)]
+    bench.check("INF-08", numbers == [1, 2, 3], "each segment has a sequence number of its own", numbers)
+
+
+@case("ipsec-out-id-again", "NET-IPSEC-DEV-10", needs=("admin", "ipsec", "wire"))
+def out_id_again(bench: Bench) -> None:
+    """The id of a destroyed SA can be used again, and packets then use the new SA.
+
+    CREATE, a packet, DESTROY, CREATE of the same id with another key and SPI, a packet.
+    """
+    path = DataPath(bench)
+    first = path.outbound()
+    path.send(first, frames.packet(bench.octets(40)))
+    path.destroy(first)
+    value = make(bench, suite=path.suite(IpsecMode.ESP_TUNNEL))
+    reply = install(bench, first.id, value)
+    bench.require("NET-IPSEC-DEV-10", reply.ok, "CREATE of a destroyed SA's id succeeds", reply)
+    packet = frames.packet(bench.octets(40))
+    second = replace(first, value=value, peer=Peer(bench, value))
+    opened = [try_open(second, sealed) for sealed in path.send(second, packet)]
+    good = len(opened) == 1 and isinstance(opened[0], Inbound) and opened[0].packet == packet
+    bench.check("NET-IPSEC-DEV-10", good, "a packet with the id leaves under the new SA", opened)
+
+
+@case("ipsec-out-after-reset", "NET-IPSEC-DEV-12", needs=("admin", "ipsec", "wire"))
+def out_after_reset(bench: Bench) -> None:
+    """A reset destroys SAs: afterwards nothing leaves through them, and their ids are free.
+
+    An outbound and an inbound SA are made and the device is reset and set up again. A packet that names the
+    outbound SA does not leave, and both ids can be created.
+    """
+    path = DataPath(bench)
+    sa, inbound = path.outbound(), path.inbound()
+    left = path.send(sa, frames.packet(bench.octets(40)))
+    bench.require("NET-IPSEC-DEV-12", len(left) == 1, "the SA works before the reset", left)
+    path = DataPath(bench)
+    left = path.send(sa, frames.packet(bench.octets(40)))
+    bench.check("NET-IPSEC-DEV-12", not left, "a packet with the id of before does not leave", left)
+    for one in (sa, inbound):
+        reply = install(bench, one.id, one.value)
+        bench.check("NET-IPSEC-DEV-12", reply.ok, "the id can be created after the reset", reply)
+
+
+@case("ipsec-out-right-after-create", "INF-38", "RFC-36", needs=("admin", "ipsec", "wire"))
+def out_right_after_create(bench: Bench) -> None:
+    """An SA can be used as soon as CREATE has completed.
+
+    A packet is queued right after each of eight CREATE commands and leaves sealed by that SA.
+    """
+    path = DataPath(bench)
+    for _ in range(8):
+        sa = path.outbound()
+        opened = [try_open(sa, sealed) for sealed in path.send(sa, frames.packet(bench.octets(40)))]
+        good = len(opened) == 1 and isinstance(opened[0], Inbound)
+        for clause in ("INF-38", "RFC-36"):
+            bench.check(
+                clause, good, f"a packet right after CREATE of SA {sa.id} leaves sealed by it", opened
+            )
+
+
+@case("ipsec-out-modify-keeps-sequence", "INF-39", needs=("admin", "ipsec", "modify_query", "wire"))
+def out_modify_keeps_sequence(bench: Bench) -> None:
+    """MODIFY does not restart the sequence numbers of an outbound SA (ledger E40).
+
+    Three packets, MODIFY that changes the outer TTL, three packets: the numbers go on, no IV comes twice, and
+    the new TTL shows. A device that refuses the MODIFY keeps everything.
+    """
+    path = DataPath(bench)
+    sa = path.outbound(param=replace(TUNNEL4, ttl=10))
+    changed = replace(sa.value, param=replace(TUNNEL4, ttl=20), obj_id=sa.id)
+    before = [path.send(sa, frames.packet(bench.octets(40))) for _ in range(3)]
+    reply = bench.admin.modify(OUTBOUND, sa.id, bench.dialect.sa.build(changed))
+    bench.require("INF-39", reply.ok, "MODIFY of the tunnel parameters succeeds", reply)
+    after = [path.send(sa, frames.packet(bench.octets(40))) for _ in range(3)]
+    found = [find_spi(left[0]) for left in before + after if len(left) == 1]
+    numbers = [header.sequence for header in found if header]
+    bench.check("INF-39", numbers == [1, 2, 3, 4, 5, 6], "sequence numbers go on over MODIFY", numbers)
+    if sa.suite.iv_len:
+        nonces = {sa.nonce(header) for header in found if header}
+        bench.check("INF-39", len(nonces) == 6, "no IV is used twice", len(nonces))
+    ttls = [left[0][8] for left in before + after if left]
+    bench.check("INF-39", ttls == [10] * 3 + [20] * 3, "the outer TTL is the new one after MODIFY", ttls)
+
+
+@case("ipsec-off-untouched", "INF-06", needs=("wire",))
+def off_untouched(bench: Bench) -> None:
+    """Without the feature there is no inbound IPsec: ESP arrives as it came, with clear flags."""
+    bench.start(without=(Feature.NET_F_IPSEC,))
+    bench.packets.post()
+    frame = frames.ethernet(frames.esp(0x1234, 1), bench.packets.mac, PEER_MAC)
+    came = [(rx.frame, rx.header.flags) for rx in bench.packets.receive(frame)]
+    bench.check("INF-06", came == [(frame, 0)], "ESP arrives as it came, flags are zero", came)
