@@ -1,8 +1,8 @@
 # Sourced by tools/run and tools/check: makes .venv with what they need, once.
 # After the first call nothing is fetched; a change of pyproject.toml makes it run again.
 #
-#   prepare EXTRAS [PACKAGE...]    EXTRAS: "" or "[dev]"; PACKAGE: names that apt-get should find
-# sets $python. Missing OS packages are installed when root, else the command to run is printed.
+#   prepare EXTRAS
+# sets $python, where EXTRAS is "" or "[dev]". Missing OS packages are installed when root, else the command to run is printed.
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
@@ -33,6 +33,13 @@ find_python() {
     return 1
 }
 
+build_requirements() {
+    "$python" - "$ROOT/pyproject.toml" <<'END'
+import sys, tomllib
+print(*tomllib.load(open(sys.argv[1], "rb"))["build-system"]["requires"])
+END
+}
+
 prepare() {
     local extras=$1 base stamp name
     shift
@@ -49,7 +56,9 @@ prepare() {
     fi
     say "setting up .venv (once)"
     [ -x "$python" ] || "$base" -m venv "$ROOT/.venv" || return 2
-    "$python" -m pip --disable-pip-version-check -q install -e "$ROOT$extras" ||
+    # Without build isolation: pip's isolated builds do not know the certificates of a private proxy.
+    "$python" -m pip --disable-pip-version-check -q install $(build_requirements) &&
+        "$python" -m pip --disable-pip-version-check -q install --no-build-isolation -e "$ROOT$extras" ||
         { say "error: pip could not install the dependencies (see above)"; return 2; }
     cp "$ROOT/pyproject.toml" "$stamp"
 }
