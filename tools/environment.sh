@@ -2,7 +2,8 @@
 # After the first call nothing is fetched; a change of pyproject.toml makes it run again.
 #
 #   prepare EXTRAS
-# sets $python, where EXTRAS is "" or "[dev]". Missing OS packages are installed when root, else the command to run is printed.
+# sets $python; EXTRAS is "" or "[dev]". Missing OS packages are installed when root, else the command to run
+# is printed.
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
@@ -56,7 +57,7 @@ prepare() {
     fi
     say "setting up .venv (once)"
     [ -x "$python" ] || "$base" -m venv "$ROOT/.venv" || return 2
-    # Without build isolation: pip's isolated builds do not know the certificates of a private proxy.
+    # Build tools in .venv instead of an isolated copy: less to fetch, and a rebuild needs no network.
     "$python" -m pip --disable-pip-version-check -q install $(build_requirements) &&
         "$python" -m pip --disable-pip-version-check -q install --no-build-isolation -e "$ROOT$extras" ||
         { say "error: pip could not install the dependencies (see above)"; return 2; }
