@@ -71,6 +71,7 @@ class Bench:
         self.target.reset()
         self.queues.forget()
         self.admin.forget()
+        self.packets.forget()
         self.features = 0
 
     def negotiate(self, features: int) -> bool:

@@ -66,7 +66,6 @@ class DataPath:
         self._flows: Flows | None = None
         self._group: int | None = None
         self._opened: set[tuple[int, int, int]] = set()
-        self._posted = False
 
     @property
     def flows(self) -> Flows:
@@ -149,19 +148,13 @@ class DataPath:
         """The frame in which the peer sends an IP packet."""
         return ethernet(packet, self.bench.packets.mac, PEER_MAC)
 
-    def post(self) -> None:
-        """Give every receive queue buffers, once."""
-        if not self._posted:
-            self.bench.packets.post_all()
-            self._posted = True
-
     def receive(self, *packets: bytes, action: FfAction = FfAction.IPSEC) -> list[RxFrame]:
         """Inject protected IP packets and return what is delivered.
 
         Where IPsec is started by rules (ledger E56) there is one, with ``action``, for packets of this kind.
         Raises CommandFailed, Unsupported.
         """
-        self.post()
+        self.bench.packets.top_up()
         if not self.bench.dialect.sa_lookup_without_rule:
             for packet in packets:
                 self.start_ipsec(packet, action)

@@ -6,6 +6,7 @@ path, so no case waits for silence. Only when the sentinel itself stays away doe
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -49,6 +50,12 @@ class PacketBench:
     def __init__(self, bench: Bench) -> None:
         self._bench = bench
         self._serial = 0
+        #: Receive buffers that the device still holds, by queue.
+        self._held: Counter[int] = Counter()
+
+    def forget(self) -> None:
+        """After a reset the device holds no buffers."""
+        self._held.clear()
 
     @property
     def codec(self) -> NetHdrCodec:
@@ -129,12 +136,18 @@ class PacketBench:
         """Give a receive queue ``count`` buffers of ``room`` bytes (or of these descriptors)."""
         for _ in range(count):
             self._bench.queues.submit(2 * queue, writable=room, kick=False)
+        self._held[queue] += count
         self._bench.queues.kick(2 * queue)
 
     def post_all(self, pairs: int = 1) -> None:
         """Give buffers to the receive queues of the first ``pairs`` queue pairs: those that are in use."""
         for queue in range(pairs):
             self.post(queue=queue)
+
+    def top_up(self, queue: int = 0) -> None:
+        """Replace the buffers that the device has used, if few are left."""
+        if self._held[queue] < RECEIVE_BUFFERS // 2:
+            self.post(queue=queue, count=RECEIVE_BUFFERS - self._held[queue])
 
     def receive(self, *frames: bytes) -> list[RxFrame]:
         """Inject frames and return what the device delivered, in order per queue, without the sentinel.
@@ -179,6 +192,7 @@ class PacketBench:
         queues = self._bench.queues
         for queue in range(self.queue_pairs()):
             buffers = queues.collect(2 * queue) if 2 * queue in queues.enabled else []
+            self._held[queue] -= len(buffers)
             while buffers:
                 found.append(self._merge(queue, buffers))
         return found

@@ -193,7 +193,7 @@ def drop_skips_ipsec(bench: Bench) -> None:
     A DROP rule on the packet's protocol; the packet is lost. Without the rule the same packet is opened.
     """
     path = DataPath(bench)
-    path.post()
+    bench.packets.post()
     sa = path.inbound()
     plain = frames.packet(bench.octets(40))
     sealed = sa.peer.seal(plain)
@@ -237,7 +237,7 @@ def address_filter_skips_rules(bench: Bench) -> None:
     and not a replay.
     """
     path = DataPath(bench, want=(Feature.NET_F_MAC, Feature.NET_F_CTRL_RX))
-    path.post()
+    bench.packets.post()
     control.only_own_address(bench)
     sa = path.inbound()
     plain = frames.packet(bench.octets(40))
