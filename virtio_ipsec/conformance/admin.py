@@ -115,7 +115,7 @@ class AdminBench:
         bench = self._bench
 
         def done() -> bool:
-            bench.queues.collect(self.index)
+            bench.queues.collect(buffer.queue)
             return buffer.completed
 
         try:

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from virtio_ipsec.conformance.target import Target
 from virtio_ipsec.conformance.trace import Trace
 from virtio_ipsec.ring.chain import QueueLayout, Segment
+from virtio_ipsec.ring.packed import packed_parts
 from virtio_ipsec.ring.queue import DriverQueue, allocate_layout, driver_queue, free_layout
+from virtio_ipsec.ring.split import split_parts
 from virtio_ipsec.wire.numbers import Feature, has
 
 #: Entries per queue: enough for every case, small enough for targets with little memory.
@@ -35,7 +37,7 @@ class Queues:
         self._target = target
         self._trace = trace
         self._queues: dict[int, DriverQueue] = {}
-        self._taken: list[int] = []
+        self._taken: dict[int, int] = {}
         self._layouts: list[QueueLayout] = []
         self.features = 0
 
@@ -45,7 +47,7 @@ class Queues:
             self._target.allocator.free(address)
         for layout in self._layouts:
             free_layout(self._target.allocator, layout)
-        self._taken = []
+        self._taken = {}
         self._layouts = []
         self._queues = {}
         self.features = 0
@@ -104,7 +106,7 @@ class Queues:
 
     def _place(self, data: bytes) -> Segment:
         address = self._target.allocator.alloc(len(data))
-        self._taken.append(address)
+        self._taken[address] = len(data)
         self._target.memory.write(address, data)
         return Segment(address, len(data))
 
@@ -118,8 +120,7 @@ class Queues:
         for used in self._queues[index].poll():
             buffer = used.token
             assert isinstance(buffer, Buffer)  # noqa: S101 - only `submit` makes tokens
-            read = self._target.memory.read
-            buffer.content = b"".join(read(part.addr, part.length) for part in buffer.writable)
+            buffer.content = self.content(buffer)
             buffer.completed, buffer.written = True, used.written
             done.append(buffer)
         return done
@@ -128,6 +129,18 @@ class Queues:
     def enabled(self) -> frozenset[int]:
         """Indices of the queues that are set up."""
         return frozenset(self._queues)
+
+    def memory(self) -> bytes:
+        """Everything that lies in the rings and buffers of all queues, to see whether the device writes."""
+        read = self._target.memory.read
+        packed = has(self.features, Feature.F_RING_PACKED)
+        parts = packed_parts if packed else split_parts
+        areas = [(address, length) for one in self._layouts for _, address, _, length in parts(one)]
+        return b"".join(read(address, length) for address, length in (*areas, *self._taken.items()))
+
+    def content(self, buffer: Buffer) -> bytes:
+        """The writable part as it lies in memory now, completed or not."""
+        return b"".join(self._target.memory.read(part.addr, part.length) for part in buffer.writable)
 
     def state(self, index: int) -> DriverQueue:
         """The queue itself, for cases about rings."""
