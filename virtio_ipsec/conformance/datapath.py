@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from virtio_ipsec.conformance import flows, sas
 from virtio_ipsec.conformance.admin import demand
@@ -121,6 +121,11 @@ class DataPath:
         demand(sas.install(self.bench, id, value))
         suite = by_name(name, Protocol.AH if mode in sas.AH_MODES else Protocol.ESP)
         return Sa(id, value, suite, Peer(self.bench, value, outer))
+
+    def peer_with(self, sa: Sa, **fields: object) -> Sa:
+        """The same SA with another peer, to whom some ``fields`` differ."""
+        value = replace(sa.value, **fields)  # type: ignore[arg-type]
+        return replace(sa, value=value, peer=Peer(self.bench, value))
 
     def destroy(self, sa: Sa) -> None:
         """DESTROY an SA. Raises CommandFailed."""
