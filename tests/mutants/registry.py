@@ -29,6 +29,8 @@ from virtio_ipsec.wire.dialect import DIALECTS
 
 Part = TypeVar("Part", bound=type)
 
+#: Queue pairs: enough for every case, and the suite starts the device hundreds of times per mutant.
+PAIRS = 4
 #: Which attribute of the device class holds a part.
 PARTS: tuple[tuple[type, str], ...] = (
     (AdminCommands, "commands_class"),
@@ -57,9 +59,9 @@ class Mutant:
     def target(self) -> LoopbackTarget:
         """A fresh device of this kind; two of them behave alike."""
         dialect = DIALECTS[self.dialect]
-        return loopback(
-            "", dialect, self.device, DeviceConfig(dialect=dialect, **dict(self.config)), Random(1).randbytes
-        )
+        settings = {"max_queue_pairs": PAIRS, **dict(self.config)}
+        config = DeviceConfig(dialect=dialect, **settings)
+        return loopback("", dialect, self.device, config, Random(1).randbytes)
 
     def __str__(self) -> str:
         return self.name

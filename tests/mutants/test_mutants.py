@@ -23,7 +23,7 @@ def failing(found: CaseResult) -> set[str]:
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=str)
 def test_a_mutant_is_noticed_on_its_clause_and_nowhere_else(mutant: Mutant) -> None:
-    results = run(mutant.target(), cases_in(mutant.dialect), seed=1).cases
+    results = run(mutant.target(), cases_in(mutant.dialect), seed=1, thin=True).cases
     blamed = {(found.id, cited) for found in results for cited in failing(found)}
     clauses = {cited for _, cited in blamed}
     assert mutant.clause in clauses, (
@@ -40,7 +40,7 @@ def test_a_case_can_fail(case: Case) -> None:
     """A mutant of a clause that the case cites is enough, and it fails the case by a verdict, not by ERROR."""
     for mutant in MUTANTS:
         if mutant.clause in case.clauses and case.clauses_in(mutant.dialect):
-            found = run_case(case, mutant.target(), seed=1)
+            found = run_case(case, mutant.target(), seed=1, thin=True)
             if found.verdict in NOTICED and (mutant.clause in failing(found) or not found.checks):
                 return
     pytest.fail(f"no mutant of {case.clauses} makes it fail")

@@ -33,6 +33,8 @@ ROOM = 4096
 #: What the writable part is filled with: bytes the device leaves alone stay visible.
 FILL = 0xAA
 HEADER = 8
+STATUSES = {member.value: f"{member.name} ({member.value})" for member in AdminStatus}
+QUALIFIERS = {member.value: f"Q_{member.name}" for member in AdminQualifier}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,14 +80,12 @@ class Reply:
 
 def status_name(status: int) -> str:
     """EINVAL (22), or the bare number."""
-    known = {member.value: member.name for member in AdminStatus}
-    return f"{known[status]} ({status})" if status in known else f"status {status}"
+    return STATUSES.get(status, f"status {status}")
 
 
 def qualifier_name(qualifier: int) -> str:
     """Q_INVALID_FIELD, or the bare number."""
-    known = {member.value: f"Q_{member.name}" for member in AdminQualifier}
-    return known.get(qualifier, f"qualifier {qualifier}")
+    return QUALIFIERS.get(qualifier, f"qualifier {qualifier}")
 
 
 class AdminBench:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from random import Random
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from virtio_ipsec.conformance.admin import AdminBench
 from virtio_ipsec.conformance.packets import PacketBench
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from virtio_ipsec.conformance.case import Case
     from virtio_ipsec.conformance.sas import Caps
 
+T = TypeVar("T")
+
+#: Items of a sweep in a thin run.
+THIN = 8
 #: Accepted by default when offered: enough for IPsec and flow filters, nothing that changes the packets.
 WANTED = mask(
     Feature.F_VERSION_1,
@@ -49,11 +53,12 @@ class Bench:
     holds the virtqueues. ``features`` are those negotiated by :meth:`start`.
     """
 
-    def __init__(self, target: Target, rng: Random, case: Case) -> None:
+    def __init__(self, target: Target, rng: Random, case: Case, *, thin: bool = False) -> None:
         self.target = target
         self.dialect = target.dialect
         self.rng = rng
         self.case = case
+        self._thin = thin
         self.trace = Trace()
         self.checks: list[Check] = []
         self.readings: dict[str, str] = {}
@@ -188,3 +193,11 @@ class Bench:
     def octets(self, count: int) -> bytes:
         """Random octets of this case: the same in every run with the same seed."""
         return self.rng.randbytes(count)
+
+    def sweep(self, items: Iterable[T]) -> list[T]:
+        """All the items that a case goes through; in a thin run the ends and a few in between."""
+        every = list(items)
+        if not self._thin or len(every) <= THIN:
+            return every
+        chosen = sorted(self.rng.sample(range(1, len(every) - 1), THIN - 2))
+        return [every[0], *(every[at] for at in chosen), every[-1]]

@@ -115,13 +115,16 @@ class Queues:
         self._target.kick(index)
 
     def collect(self, index: int) -> list[Buffer]:
-        """Buffers that the device has completed since the last call."""
+        """Buffers that the device has completed since the last call; their memory is free again."""
         done = []
         for used in self._queues[index].poll():
             buffer = used.token
             assert isinstance(buffer, Buffer)  # noqa: S101 - only `submit` makes tokens
             buffer.content = self.content(buffer)
             buffer.completed, buffer.written = True, used.written
+            for part in (*buffer.readable, *buffer.writable):
+                self._target.allocator.free(part.addr)
+                del self._taken[part.addr]
             done.append(buffer)
         return done
 
@@ -139,7 +142,7 @@ class Queues:
         return b"".join(read(address, length) for address, length in (*areas, *self._taken.items()))
 
     def content(self, buffer: Buffer) -> bytes:
-        """The writable part as it lies in memory now, completed or not."""
+        """The writable part of a buffer that is not completed, as it lies in memory now."""
         return b"".join(self._target.memory.read(part.addr, part.length) for part in buffer.writable)
 
     def state(self, index: int) -> DriverQueue:

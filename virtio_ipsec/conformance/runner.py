@@ -46,13 +46,15 @@ def select(dialect: str, only: Iterable[str] = (), exclude: Iterable[str] = ()) 
     )
 
 
-def run_case(case: Case, target: Target, seed: int, known: dict[str, bool] | None = None) -> CaseResult:
+def run_case(
+    case: Case, target: Target, seed: int, known: dict[str, bool] | None = None, *, thin: bool = False
+) -> CaseResult:
     """Run one case on a freshly reset target. Never raises for what the device does.
 
-    ``known`` remembers from case to case which needs the device meets.
+    ``known`` remembers from case to case which needs the device meets. ``thin``: see :meth:`Bench.sweep`.
     """
     known = {} if known is None else known
-    bench = Bench(target, Random(f"{seed}/{case.id}"), case)
+    bench = Bench(target, Random(f"{seed}/{case.id}"), case, thin=thin)
     begin = perf_counter()
     verdict: Verdict | None = None
     reason = ""
@@ -99,8 +101,12 @@ def run(
     *,
     seed: int = 0,
     progress: Progress = lambda done, total, result: None,
+    thin: bool = False,
 ) -> Report:
-    """Run ``cases`` in an order drawn from ``seed`` and judge every clause of the target's dialect."""
+    """Run ``cases`` in an order drawn from ``seed`` and judge every clause of the target's dialect.
+
+    ``thin`` takes samples of long sweeps, for targets that are slow and for the matrix of mutants.
+    """
     begin = perf_counter()
     order = [case for case in cases if case.id != SANITY]
     Random(seed).shuffle(order)
@@ -109,7 +115,7 @@ def run(
     found: dict[str, CaseResult] = {}
     known: dict[str, bool] = {}
     for number, case in enumerate(order, 1):
-        result = run_case(case, target, seed, known)
+        result = run_case(case, target, seed, known, thin=thin)
         earlier = found.get(case.id)
         # The closing sanity run replaces the opening one only when it is worse.
         if earlier is None or earlier.verdict is Verdict.PASS:

@@ -91,7 +91,7 @@ def short_readable(bench: Bench) -> None:
     bench.start()
     enable(bench)
     for name, whole in fields(bench):
-        for cut in range(0, len(whole), 8):
+        for cut in bench.sweep(range(0, len(whole), 8)):
             replies = []
             for command in (whole[:cut], whole[:cut].ljust(len(whole), b"\0")):
                 replies.append(bench.admin.raw(command))
@@ -132,7 +132,7 @@ def short_writable(bench: Bench) -> None:
     bench.check("AVQ-DEV-04", reply.ok, "CREATE with 8 bytes of room", reply)
     for name, command in readers(bench).items():
         whole = bench.admin.raw(command)
-        for room in range(HEADER, len(whole.valid) + 24, 8):
+        for room in bench.sweep(range(HEADER, len(whole.valid) + 24, 8)):
             reply = bench.admin.raw(command, room)
             bench.check(
                 "AVQ-DEV-06",
@@ -255,7 +255,7 @@ def multiple(bench: Bench) -> None:
         "CREATE of an existing object": create(bench),
     }
     for name, command in commands.items():
-        for room in (ROOM, *range(8, 128, 8)):
+        for room in bench.sweep((ROOM, *range(8, 128, 8))):
             written = bench.admin.raw(command, room).written
             bench.check(
                 "AVQ-DEV-05",
@@ -332,7 +332,7 @@ def descriptors(bench: Bench) -> None:
     ]
     layouts += [([command], [cut, ROOM - cut]) for cut in (1, 2, 3, 4, 7, 8, 9, 15, 16, 17, 61)]
     layouts.append(([command[at : at + 1] for at in range(len(command))], [1] * 16 + [ROOM]))
-    for pieces, rooms in layouts:
+    for pieces, rooms in bench.sweep(layouts):
         reply = bench.admin.raw(pieces, rooms)
         bench.check(
             "FRM-01",
@@ -351,7 +351,7 @@ def retry(bench: Bench) -> None:
     """
     bench.start()
     caps = enable(bench)
-    for id in range(min(ENOUGH, caps.resources.outb_sa_limit)):
+    for id in bench.sweep(range(min(ENOUGH, caps.resources.outb_sa_limit))):
         reply = bench.admin.raw(create(bench, id))
         if reply.status in (AdminStatus.EAGAIN, AdminStatus.ENOMEM):
             gone = bench.admin.raw(destroy(id))

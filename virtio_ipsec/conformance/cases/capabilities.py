@@ -176,7 +176,7 @@ def limits(bench: Bench) -> None:
     pairs = [(i, most_out) for i in values(most_in)] + [(most_in, o) for o in values(most_out)]
     pairs += [(0, 0), (0, most_out), (most_in, 0), (most_in, most_out)]
     bench.rng.shuffle(pairs)
-    for inbound, outbound in [*pairs, (most_in, most_out)]:
+    for inbound, outbound in [*bench.sweep(pairs), (most_in, most_out)]:
         reply = set_limits(bench, inbound, outbound)
         bench.check("CAP-DEV-02", reply.ok, f"limits {inbound} inbound and {outbound} outbound", reply)
         for limit, direction, kind in (
@@ -213,13 +213,26 @@ def flag_subsets(bench: Bench) -> None:
     caps = begin(bench)
     modes = [caps.modes[number] for number in sorted(caps.modes)]
     for at, mode in enumerate(modes):
-        for what, less in subsets(mode):
+        for what, less in bench.sweep(subsets(mode)):
             reply = set_modes(bench, *modes[:at], less, *modes[at + 1 :])
             bench.check("CAP-DEV-03", reply.ok, f"mode {mode.mode} with {what}", reply)
     for chosen in range(1 << len(modes)):
         some = [mode for at, mode in enumerate(modes) if chosen >> at & 1]
         reply = set_modes(bench, *some)
         bench.check("CAP-DEV-03", reply.ok, f"only the modes {[mode.mode for mode in some]}", reply)
+
+
+def supersets(caps: Caps) -> Iterator[tuple[str, ModeCap]]:
+    """Entries with one thing more than the device's."""
+    for mode in caps.modes.values():
+        for name in MASKS:
+            for bit in range(WIDTHS[name]):
+                if not getattr(mode, name) >> bit & 1:
+                    extra = replace(mode, **{name: getattr(mode, name) | 1 << bit})
+                    yield f"mode {mode.mode} with bit {bit} in {name}", extra
+        for name in ("max_replay_win_sz", "max_cipher_key_len", "max_auth_key_len"):
+            for value in (getattr(mode, name) + 1, 0xFFFFFFFF):
+                yield f"mode {mode.mode} with {name} {value}", replace(mode, **{name: value})
 
 
 @case("capability-beyond", "CAP-DEV-04", needs=("admin", "ipsec"))
@@ -250,17 +263,8 @@ def beyond(bench: Bench) -> None:
                     bench.check(
                         "CAP-DEV-04", not made.ok, f"id {limit} is beyond the device's limit: refused", made
                     )
-    for mode in caps.modes.values():
-        for name in MASKS:
-            for bit in range(WIDTHS[name]):
-                if not getattr(mode, name) >> bit & 1:
-                    extra = replace(mode, **{name: getattr(mode, name) | 1 << bit})
-                    judge(set_modes(bench, extra), f"mode {mode.mode} with bit {bit} in {name}")
-        for name in ("max_replay_win_sz", "max_cipher_key_len", "max_auth_key_len"):
-            for value in (getattr(mode, name) + 1, 0xFFFFFFFF):
-                judge(
-                    set_modes(bench, replace(mode, **{name: value})), f"mode {mode.mode} with {name} {value}"
-                )
+    for what, more_than in bench.sweep(supersets(caps)):
+        judge(set_modes(bench, more_than), what)
     some = next(iter(caps.modes.values()))
     data = bench.dialect.sa_cap.build(IpsecSaCap((some,)))
     reply = bench.admin.cap_set(MODES, bytes((2,)) + data[1:])

@@ -93,7 +93,7 @@ def subsets(bench: Bench) -> None:
             sets.add(less | VERSION_1)
     if has(offered, Feature.NET_F_IPSEC):
         sets.add(VERSION_1 | IPSEC)
-    for word in sorted(sets):
+    for word in bench.sweep(sorted(sets)):
         bench.check(
             "BAS-FEAT-08",
             bench.negotiate(word),

@@ -227,9 +227,11 @@ def no_room(bench: Bench) -> None:
     Creates up to 256 SAs under limits that allow them. Devices with room for all are UNSUPPORTED here.
     """
     caps = begin(bench, 256, 256)
-    for id in range(limit(caps, Direction.OUTBOUND)):
+    made: list[int] = []
+    for id in bench.sweep(range(limit(caps, Direction.OUTBOUND))):
         reply = install(bench, id, make(bench))
         if reply.ok:
+            made.append(id)
             continue
         retry = reply.status in (AdminStatus.EAGAIN, AdminStatus.ENOMEM)
         bench.check(
@@ -240,8 +242,8 @@ def no_room(bench: Bench) -> None:
         )
         gone = bench.admin.destroy(OUTBOUND, id)
         bench.check("ADM-DEV-08", gone.status == AdminStatus.ENXIO, f"there is no SA {id}", gone)
-        if id:
-            demand(bench.admin.destroy(OUTBOUND, 0))
+        if made:
+            demand(bench.admin.destroy(OUTBOUND, made[0]))
             reply = install(bench, id, make(bench))
             bench.check("ADM-DEV-08", reply.ok, f"SA {id} fits once another is destroyed", reply)
         return

@@ -59,7 +59,7 @@ def structure(bench: Bench) -> None:
         kind = TYPES[direction]
         for number in sorted(caps.modes):
             mode, cap = IpsecMode(number), caps.modes[number]
-            for suite in caps.suites(number):
+            for suite in bench.sweep(caps.suites(number)):
                 lengths = suite.cipher_key_lens if suite.cipher_key_lens != {0} else suite.auth_key_lens
                 most = cap.max_cipher_key_len if suite.cipher_key_lens != {0} else cap.max_auth_key_len
                 fitting = [length for length in lengths if length <= most]
@@ -285,7 +285,7 @@ def rfc_options(bench: Bench) -> None:
         if not caps.suites(number):
             continue
         for direction in BOTH:
-            for bit in range(5, 64):
+            for bit in bench.sweep(range(5, 64)):
                 reply = install(bench, 0, make(bench, direction, mode=IpsecMode(number), options=1 << bit))
                 bench.check(
                     "RFC-30", reply.status == AdminStatus.EINVAL, f"EINVAL for option bit {bit}", reply
