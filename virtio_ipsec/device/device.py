@@ -46,6 +46,7 @@ class Device:
     controls_class: ClassVar[type[ControlQueue]] = ControlQueue
     transmitter_class: ClassVar[type[Transmitter]] = Transmitter
     receiver_class: ClassVar[type[Receiver]] = Receiver
+    rings_class: ClassVar[type[Rings]] = Rings
     object_kinds: ClassVar[tuple[type[ObjectKind[Any, Any]], ...]] = (
         GroupKind,
         ClassifierKind,
@@ -70,7 +71,7 @@ class Device:
         self._status = 0
         self._driver_features = 0
         # A page of its own until a transport shares the memory of a guest.
-        self._rings = Rings(self, GuestMemory.anonymous(4096))
+        self._rings = self.rings_class(self, GuestMemory.anonymous(4096))
         self._start()
 
     def _start(self) -> None:
@@ -246,7 +247,7 @@ class Device:
     @memory.setter
     def memory(self, memory: GuestMemory) -> None:
         self._rings.reset()
-        self._rings = Rings(self, memory)
+        self._rings = self.rings_class(self, memory)
 
     @property
     def queue_count(self) -> int:

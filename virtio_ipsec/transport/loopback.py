@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Callable
 
 from ..device.device import Device
-from ..device.rings import Rings
 from ..driver.link import TRANSPORT_BITS
 from ..ring.chain import QueueLayout
 from ..ring.memory import Allocator, GuestMemory
@@ -39,7 +38,7 @@ class Loopback:
         self.device = device
         self.memory = GuestMemory.anonymous(memory_size, _BASE)
         self.allocator = Allocator(_BASE, memory_size)
-        self.rings = Rings(device, self.memory)
+        self.rings = device.rings_class(device, self.memory)
         self._captured: deque[bytes] = deque()
         self._wire = wire or self._captured.append
 
