@@ -292,7 +292,11 @@ def selector_tcp_flags(bench: Bench) -> None:
     """
     flows = _ready(bench)
     syn = match(SelectorType.TCP, {13: b"\x02"}, masks={13: b"\x02"})
-    flows.rule(flows.group(1), (*protocol(4, TCP), syn), DROP)
+    matches = (*protocol(4, TCP), syn)
+    flows.need(*matches)
+    reply = flows.put_classifier(9, *matches)
+    bench.require("INF-32", reply.ok, "a mask of one TCP control bit is accepted", reply)
+    flows.rule(flows.group(1), matches, DROP)
     for flags, times in ((0x02, 0), (0x12, 0), (0x10, 1)):
         packet = frames.packet(shape=Shape(protocol=TCP, flags=flags))
         _check(bench, "INF-32", _frame(bench, packet), times, f"TCP control bits {flags:#04x}")

@@ -57,10 +57,14 @@ def capabilities_listed(bench: Bench) -> None:
     listed = bench.admin.use_everything().cap_ids()
     for id in CAPS:
         bench.require("NET-FF-DEV-01", id in listed, f"{id.name} is listed", f"{sorted(map(hex, listed))}")
-    flows = Flows(bench)
-    types = [selector.type for selector in flows.selectors.selectors]
+    codecs = bench.dialect.capabilities
+    selectors, listing = (
+        codecs[id].parse(demand(bench.admin.cap_get(id)).result)
+        for id in (CapId.NET_FF_SELECTOR_CAP, CapId.NET_FF_ACTION_CAP)
+    )
+    types = [selector.type for selector in selectors.selectors]
     bench.check("INF-30", _ascending(types), "selector types once each, ascending", types)
-    actions = list(flows.actions.actions)
+    actions = list(listing.actions)
     bench.check("INF-33", _ascending(actions), "actions once each, ascending", actions)
     bench.check("RFC-39", SelectorType.ESP not in types, "no ESP selector", types)
 
@@ -281,10 +285,15 @@ def rule_key_length(bench: Bench) -> None:
 
     Rules with a key one octet too short, one too long and empty are refused; the exact one is accepted.
     """
-    flows = _rule_base(bench)
+    flows = _flows(bench)
+    flows.need_action(FfAction.DROP)
+    flows.group(1)
+    flows.classifier(*MATCH)
     for keys in (KEYS[:-1], KEYS + b"\0", b""):
         reply = flows.put_rule(0, _rule(0, 0, keys=keys))
-        _refused(bench, reply, f"key_length {len(keys)} instead of {len(KEYS)}")
+        fault = f"key_length {len(keys)} instead of {len(KEYS)}"
+        _refused(bench, reply, fault)
+        bench.check("INF-35", not reply.ok, f"a rule with {fault} is refused", reply)
     reply = flows.put_rule(1, _rule(0, 0))
     bench.check("INF-35", reply.ok, f"a rule with key_length {len(KEYS)} is accepted", reply)
 

@@ -64,7 +64,7 @@ def _seals_everything(bench: Bench, mode: IpsecMode) -> None:
     path.need(mode)
     path.suite(mode)
     tunnel = mode in TUNNEL_MODES
-    for suite, octets, inner, outer in combinations(path, mode):
+    for suite, octets, inner, outer in bench.sweep(combinations(path, mode)):
         label = (
             f"{suite.name}, key of {octets} octets, IPv{inner} in IPv{outer}"
             if tunnel
@@ -146,13 +146,14 @@ def out_ah_transport(bench: Bench) -> None:
 def out_sa_by_id(bench: Bench) -> None:
     """Each packet leaves under the SPI and the key of the SA that its resource_id names.
 
-    Three SAs of different key and SPI, one with algorithms whose fields lie far apart in the object; packets
-    through them in turns, twice.
+    Three SAs of different key, two with SPIs near the ends of the range, one with algorithms whose fields lie far
+    apart in the object; packets through them in turns, twice.
     """
     path = DataPath(bench)
     names = {suite.name for suite in path.caps.suites(IpsecMode.ESP_TUNNEL)}
     split = "aes-cbc+hmac-sha2-256-128"
-    live = [path.outbound(), path.outbound(), path.outbound(**({"suite": split} if split in names else {}))]
+    third: dict[str, object] = {"suite": split} if split in names else {}
+    live = [path.outbound(spi=0xFFFF_FF01), path.outbound(spi=0x100), path.outbound(**third)]
     for sa in [*live, *reversed(live)]:
         packet = frames.packet(bench.octets(40))
         left = path.send(sa, packet)

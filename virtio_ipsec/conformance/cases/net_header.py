@@ -143,7 +143,9 @@ def net_header_size(bench: Bench) -> None:
     hashes, ipsec = (Feature.NET_F_HASH_REPORT,), (Feature.NET_F_IPSEC,)
     late = bench.dialect.has_initial_esn
     sizes = [("RFC-01" if late else "INF-01", ipsec, hashes, 26 if late else 32)]
-    if late:
+    if not late:
+        sizes.append(("INF-01", ipsec, (*hashes, Feature.NET_F_OUT_NET_HEADER), 32))
+    else:
         sizes += [("RFC-03", (), (*ipsec, *hashes), 12)]
         if _if_offered(bench, *hashes):
             sizes += [("RFC-01", (*ipsec, *hashes), (), 26), ("RFC-03", hashes, ipsec, 20)]
