@@ -6,7 +6,6 @@ of the device: the :class:`Device` itself, or a subclass of one of its parts.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import import_module
@@ -20,8 +19,9 @@ from virtio_ipsec.device.capabilities import Capabilities, Capability
 from virtio_ipsec.device.config import DeviceConfig
 from virtio_ipsec.device.control import ControlQueue
 from virtio_ipsec.device.device import Device
-from virtio_ipsec.device.objects import ObjectKind
+from virtio_ipsec.device.objects import ObjectKind, ObjectStore
 from virtio_ipsec.device.receive import Receiver
+from virtio_ipsec.device.rings import Rings
 from virtio_ipsec.device.transmit import Transmitter
 from virtio_ipsec.specification import clause
 from virtio_ipsec.transport.targets import LoopbackTarget, loopback
@@ -38,6 +38,8 @@ PARTS: tuple[tuple[type, str], ...] = (
     (ControlQueue, "controls_class"),
     (Transmitter, "transmitter_class"),
     (Receiver, "receiver_class"),
+    (Rings, "rings_class"),
+    (ObjectStore, "objects_class"),
 )
 
 
@@ -128,10 +130,7 @@ def _replaced(kinds: Iterable[type], part: type) -> tuple[type, ...]:
 
 def load_mutants() -> tuple[Mutant, ...]:
     """All mutants, by name."""
-    here = Path(__file__).parent
-    if str(here) not in sys.path:
-        sys.path.insert(0, str(here))
-    for path in sorted(here.glob("mutants_*.py")):
+    for path in sorted(Path(__file__).parent.glob("mutants_*.py")):
         import_module(path.stem)
     return tuple(_registry[name] for name in sorted(_registry))
 

@@ -47,6 +47,7 @@ class Device:
     transmitter_class: ClassVar[type[Transmitter]] = Transmitter
     receiver_class: ClassVar[type[Receiver]] = Receiver
     rings_class: ClassVar[type[Rings]] = Rings
+    objects_class: ClassVar[type[ObjectStore]] = ObjectStore
     object_kinds: ClassVar[tuple[type[ObjectKind[Any, Any]], ...]] = (
         GroupKind,
         ClassifierKind,
@@ -96,7 +97,7 @@ class Device:
         context.header = context.dialect.net_hdr(features)
         context.guest_offloads = features & GUEST_OFFLOADS
         self.capabilities = self.capabilities_class(self.config, features)
-        self.objects = ObjectStore(kind(context, self.capabilities) for kind in self.object_kinds)
+        self.objects = self.objects_class(kind(context, self.capabilities) for kind in self.object_kinds)
         self.commands = self.commands_class(self.config, self.capabilities, self.objects, self._counters)
         self.controls = self.controls_class(context, self._space)
 
