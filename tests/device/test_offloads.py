@@ -20,6 +20,7 @@ from scapy.packet import Packet, Raw
 from scapy.plist import PacketList
 
 from virtio_ipsec.device import checksum, frame, offloads
+from virtio_ipsec.device.pieces import MAX_BYTES
 from virtio_ipsec.errors import PacketError, Reason
 from virtio_ipsec.wire.net_header import NetHdr
 from virtio_ipsec.wire.numbers import Feature, GsoType, HdrFlag, mask
@@ -485,6 +486,38 @@ def test_udp_fragmentation_refuses_a_datagram_with_a_fragment_header() -> None:
     data = seeded(ETHER / ip / UDP(sport=1, dport=2) / DATA, 62, 6)
     with pytest.raises(PacketError):
         cut(data, gso_type=3, gso_size=1448, csum_start=62, csum_offset=6)
+
+
+@pytest.mark.parametrize(("gso_size", "pieces"), [(65535, None), (65528, None), (65520, 2), (32768, 2)])
+def test_no_fragment_is_longer_than_its_length_field(gso_size: int, pieces: int | None) -> None:
+    """The longest IPv6 payload there is: the Fragment header's eight bytes must fit beside it."""
+    datagram = bytes((0, 1, 0, 2, 0xFF, 0xFF, 0, 0)) + bytes(65535 - 8)
+    data = bytes(ETHER / IPv6(src="fd00::1", dst="fd00::2", nh=17, plen=65535)) + datagram
+    fields = {"gso_type": 3, "gso_size": gso_size, "csum_start": 54, "csum_offset": 6}
+    if pieces is None:
+        with pytest.raises(PacketError) as caught:
+            cut(data, **fields)
+        assert caught.value.reason is Reason.BAD_GSO
+    else:
+        assert [int.from_bytes(raw[18:20]) == len(raw) - 54 for raw in cut(data, **fields)] == [True] * pieces
+
+
+@pytest.mark.parametrize("udp", [False, True])
+def test_repeated_extension_headers_do_not_multiply_beyond_a_bound(udp: bool) -> None:
+    """28 option headers of 2 KB before 4 KB of data: header bytes, not their number, are what grows."""
+    last = 17 if udp else 6
+    option = bytes((1, 254)) + bytes(254)
+    header = bytes((1, 252)) + bytes(252) + option * 7  # behind next header and length
+    kind = 43 if udp else 60  # only routing headers are repeated in fragments
+    chain = b"".join(bytes((last if i == 27 else kind, 255)) + header for i in range(28))
+    transport = bytes((0, 1, 0, 2, 16, 8, 0, 0)) if udp else bytes(12) + b"\x50\x10" + bytes(6)
+    data = bytes(ETHER / IPv6(src="fd00::1", dst="fd00::2", nh=kind)) + chain + transport + bytes(4096)
+    at = 54 + len(chain)
+    fields = {"gso_type": 3 if udp else 4, "csum_start": at, "csum_offset": 6 if udp else 16}
+    with pytest.raises(PacketError) as caught:
+        cut(data, gso_size=8, **fields)
+    assert caught.value.reason is Reason.BAD_GSO
+    assert sum(map(len, cut(data, gso_size=1448, **fields))) < MAX_BYTES
 
 
 def test_udp_fragmentation_is_bounded() -> None:

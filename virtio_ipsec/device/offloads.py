@@ -25,10 +25,8 @@ from .frame import (
     ipv6_view,
     network_offset,
 )
+from .pieces import pieces
 from .ufo import fragment_udp
-
-#: One packet may not become more frames than this: a hostile `gso_size` of 1 would make 65,000 of them.
-MAX_SEGMENTS = 4096
 
 # Plain ints: arithmetic on enum members costs a microsecond each on this path.
 _NEEDS_CSUM = int(HdrFlag.NEEDS_CSUM)
@@ -117,13 +115,8 @@ def segment(
     """
     plan = _plan(frame, hdr, base, features, l3)
     if base == _UFO:
-        if (len(frame) - plan.l4) > MAX_SEGMENTS * plan.size:
-            raise PacketError(Reason.BAD_GSO, "too many fragments")
         return fragment_udp(frame, plan.l3, plan.version, plan.l4, plan.size, rng)
-    body = len(frame) - plan.payload
-    count = max(1, -(-body // plan.size))
-    if count > MAX_SEGMENTS:
-        raise PacketError(Reason.BAD_GSO, "too many segments")
+    count = pieces(len(frame) - plan.payload, plan.size, plan.payload)
     return [_segment(frame, plan, index, index == count - 1) for index in range(count)]
 
 

@@ -10,11 +10,13 @@ from collections.abc import Callable
 
 from ..errors import PacketError, Reason
 from .checksum import complete_checksum, ipv4_checksum
+from .pieces import pieces
 
 _MORE = 0x2000
 _UNFRAGMENTABLE = frozenset({0, 43})
 _DESTINATION = 60
 _FRAGMENT = 44
+_FRAGMENT_LEN = 8
 
 
 def fragment_udp(
@@ -22,7 +24,8 @@ def fragment_udp(
 ) -> list[bytes]:
     """Fragments of the UDP datagram at ``l4``, each carrying at most ``size`` bytes, in multiples of eight.
 
-    Raises PacketError(BAD_GSO) when ``size`` is below 8 or the datagram is too long to be one IP packet.
+    Raises PacketError(BAD_GSO) when ``size`` is below 8, when the datagram or a fragment with its header is
+    too long to be one IP packet, and when there would be too many.
     """
     size &= ~7
     if not size:
@@ -38,6 +41,7 @@ def _ipv4(whole: bytearray, l3: int, l4: int, size: int) -> list[bytes]:
     """All fragments keep the Identification; only the first keeps options that are not to be copied."""
     fragments = []
     body = len(whole) - l4
+    pieces(body, size, l4)
     for at in range(0, body, size):
         out = whole[:l4] + whole[l4 + at : l4 + at + size]
         out[l3 + 2 : l3 + 4] = (len(out) - l3).to_bytes(2, "big")
@@ -65,6 +69,9 @@ def _ipv6(whole: bytearray, l3: int, size: int, ident: bytes) -> list[bytes]:
     """A Fragment header goes after the headers that every hop or waypoint reads (RFC 8200 4.5)."""
     pointer, start = _unfragmentable(whole, l3)
     body = len(whole) - start
+    pieces(body, size, start + _FRAGMENT_LEN)
+    if start + _FRAGMENT_LEN + min(size, body) - l3 - 40 > 0xFFFF:
+        raise PacketError(Reason.BAD_GSO, "a fragment would exceed its length field")
     fragments = []
     for at in range(0, body, size):
         more = 1 if at + size < body else 0
