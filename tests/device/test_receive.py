@@ -104,6 +104,13 @@ def test_the_header_has_the_negotiated_size(features: tuple[Feature, ...], size:
     assert ctx.header.parse(received.buffer).outer_nh_offset == offset
 
 
+def test_a_network_header_beyond_the_reach_of_the_offset_field_is_not_reported() -> None:
+    ctx = make_context()
+    frame = bytes(ETHER)[:12] + bytes.fromhex("81000001") * 16384 + b"\x08\0" + bytes(IP() / UDP())
+    _, hdr, delivered = arrive(ctx, frame)
+    assert (hdr.outer_nh_offset, delivered == frame) == (0, True)
+
+
 @pytest.mark.parametrize(
     ("frame", "valid"),
     [

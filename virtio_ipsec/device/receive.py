@@ -225,7 +225,9 @@ class Receiver:
         ctx = self.ctx
         flags = packet.flags | self.checksum_flag(packet)
         reports_hash = ctx.has(Feature.NET_F_HASH_REPORT)
-        reports_offset = ctx.has(Feature.NET_F_OUT_NET_HEADER) and packet.headers.version
+        # Behind 16,000 VLAN tags the offset does not fit its field: then there is none to report.
+        fits = packet.headers.version and packet.headers.l3 <= 0xFFFF
+        reports_offset = fits and ctx.has(Feature.NET_F_OUT_NET_HEADER)
         return ctx.header.build(
             NetHdr(
                 flags=flags,
