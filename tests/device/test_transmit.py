@@ -257,6 +257,22 @@ def test_outer_nh_offset_finds_ip_where_the_device_would_not() -> None:
     assert unseal(out[42:])[2] == PLAIN[14:]
 
 
+@pytest.mark.parametrize("tags", [0, 2])
+def test_outer_nh_offset_into_a_tunnel_leaves_nothing_in_clear(tags: int) -> None:
+    """The inner header looks as right as the outer one; what is in front of it is not the link layer."""
+    ctx = make_context()
+    outbound_sa(ctx, 1)
+    ether = ETHER
+    for vlan in range(tags):
+        ether = ether / Dot1Q(vlan=vlan + 1)
+    outer = bytes(ether / IP(src="10.0.0.1", dst="10.0.0.2") / UDP(dport=4789) / (bytes(8) + PLAIN))
+    hdr = secure(outer_nh_offset=len(outer) - len(PLAIN) + 14)
+    assert send(ctx, outer, **hdr) == []
+    assert refusals(ctx) == {"bad_header": 1}
+    (out,) = send(ctx, outer, **{**hdr, "outer_nh_offset": 14 + 4 * tags})
+    assert unseal(out[34 + 4 * tags :])[2] == outer[14 + 4 * tags :]
+
+
 def test_outer_nh_offset_is_not_used_unless_negotiated() -> None:
     ctx = make_context(ALL & ~mask(Feature.NET_F_OUT_NET_HEADER))
     outbound_sa(ctx, 1)

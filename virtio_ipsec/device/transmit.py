@@ -102,7 +102,9 @@ class Transmitter:
         """`outer_nh_offset` when it may be used (NET-TX-DEV-03), else 0: the device looks for itself.
 
         It is used only where the network header matters, and there it must point behind the EtherType of the
-        IP version that it points at; a packet with a wrong one is refused.
+        IP version that it points at; a packet with a wrong one is refused. So is one whose EtherType says that
+        IP is elsewhere: with an offset into a tunnel the outer packet would pass for a link header and leave in
+        clear.
         """
         at = hdr.outer_nh_offset
         if not at or not self.ctx.has(Feature.NET_F_OUT_NET_HEADER):
@@ -111,6 +113,9 @@ class Transmitter:
             raise PacketError(Reason.BAD_HEADER, "outer_nh_offset is outside the packet")
         if _VERSIONS.get(frame[at - 2] << 8 | frame[at - 1]) != frame[at] >> 4:
             raise PacketError(Reason.BAD_HEADER, "outer_nh_offset does not point at an IP header")
+        seen, ethertype = network_offset(frame)
+        if ethertype in _VERSIONS and seen != at:
+            raise PacketError(Reason.BAD_HEADER, "outer_nh_offset is not that of the outer IP header")
         return at
 
     def checksummed(self, hdr: NetHdr, frame: bytes) -> bytes:
