@@ -49,7 +49,18 @@ class Plain(Receiver):
         return found[0][1] if found else None
 
 
-@mutant("INF-28")
+@mutant(
+    "INF-28",
+    "INF-10",
+    "INF-22",
+    "INF-32",
+    "INF-36",
+    "NET-FF-DEV-10",
+    "NET-FF-DEV-11",
+    "NET-FF-DEV-12",
+    "NET-FF-DEV-13",
+    "NET-FF-DEV-16",
+)
 class MasksIgnored(Plain):
     """A rule compares the UDP header whole, whatever the mask says."""
 
@@ -57,7 +68,7 @@ class MasksIgnored(Plain):
         return b"\xff\xff" + selector.mask[2:] if selector.type == SelectorType.UDP else selector.mask
 
 
-@mutant("INF-28")
+@mutant("INF-28", "NET-FF-DEV-12", "NET-FF-DEV-13")
 class LowBitIgnored(Plain):
     """The last bit of a UDP port is not compared."""
 
@@ -67,7 +78,7 @@ class LowBitIgnored(Plain):
         return bytes(octet & (0xFE if at in (1, 3) else 0xFF) for at, octet in enumerate(selector.mask))
 
 
-@mutant("NET-FF-DEV-12")
+@mutant("NET-FF-DEV-12", "NET-FF-DEV-16")
 class GroupsLowestFirst(Plain):
     """Groups are tried from the lowest priority up."""
 
@@ -75,7 +86,7 @@ class GroupsLowestFirst(Plain):
         return -group.group_priority, rule.rule_priority
 
 
-@mutant("NET-FF-DEV-12")
+@mutant("NET-FF-DEV-12", "NET-FF-DEV-16")
 class FirstGroupOnly(Plain):
     """When the first group has no match, no other group is tried."""
 
@@ -84,7 +95,7 @@ class FirstGroupOnly(Plain):
         return next((rule for group, rule in self.matching(packet) if group.group_priority == highest), None)
 
 
-@mutant("NET-FF-DEV-13")
+@mutant("NET-FF-DEV-13", "NET-FF-DEV-16")
 class RulesLowestFirst(Plain):
     """Within a group rules are tried from the lowest priority up."""
 
@@ -92,7 +103,7 @@ class RulesLowestFirst(Plain):
         return group.group_priority, -rule.rule_priority
 
 
-@mutant("NET-FF-DEV-11")
+@mutant("NET-FF-DEV-11", "INF-36")
 class SteeringHasTheLastWord(Receiver):
     """A directed packet goes where steering puts it."""
 
@@ -101,7 +112,7 @@ class SteeringHasTheLastWord(Receiver):
         return None
 
 
-@mutant("INF-36")
+@mutant("INF-36", "NET-FF-DEV-11")
 class QueueBesideTheRule(Receiver):
     """With several queues in use a rule directs to the neighbour of its queue."""
 
@@ -121,7 +132,7 @@ class ResetQueueReplaced(Receiver):
             return None
 
 
-@mutant("NET-FF-DEV-16")
+@mutant("NET-FF-DEV-16", "NET-FF-DEV-12")
 class DroppedButTriedAgain(Plain):
     """A packet that a rule drops still meets the rules of the next group."""
 

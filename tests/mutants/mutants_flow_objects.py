@@ -132,7 +132,7 @@ class AnyRuleId(RuleKind):
         self.check_limit(object_id, live, self.limits().rules_limit + 1, "")
 
 
-@mutant("NET-FF-DEV-09")
+@mutant("NET-FF-DEV-09", "INF-35")
 class AnyKeyLength(RuleKind):
     """A rule's key may be shorter or longer than the masks."""
 
@@ -140,7 +140,7 @@ class AnyKeyLength(RuleKind):
         pass
 
 
-@mutant("INF-35")
+@mutant("INF-35", "NET-FF-DEV-09")
 class KeyOneLonger(RuleKind):
     """key_length has to be one more than the sum of the selectors' lengths when there are three of them."""
 

@@ -128,6 +128,11 @@ def _replaced(kinds: Iterable[type], part: type) -> tuple[type, ...]:
     return tuple(part if issubclass(part, kind) else kind for kind in known)
 
 
+def mutant_free(dialect: str) -> Mutant:
+    """The device itself, in the settings of the mutants."""
+    return Mutant("none", "", Device, frozenset(), dialect)
+
+
 def load_mutants() -> tuple[Mutant, ...]:
     """All mutants, by name."""
     for path in sorted(Path(__file__).parent.glob("mutants_*.py")):

@@ -243,7 +243,7 @@ class Rings:
         (NET-RX-DEV-02 to NET-RX-DEV-04); otherwise one (NET-RXB-DEV-02).
         """
         context = self.device.context
-        most = queue.size if context.has(Feature.NET_F_MRG_RXBUF) else 1
+        most = self._most_buffers(queue)
         chains: list[Chain] = []
         room = 0
         while room < len(buffer) and len(chains) < most:
@@ -257,13 +257,25 @@ class Rings:
             for chain in reversed(chains):
                 queue.unpop(chain)
             return False
-        count = len(chains).to_bytes(2, "little")
+        count = self._num_buffers(chains).to_bytes(2, "little")
         data = buffer[:_NUM_BUFFERS_AT] + count + buffer[_NUM_BUFFERS_AT + 2 :]
+        queue.push_many(self._spread(chains, data))
+        return True
+
+    def _most_buffers(self, queue: DeviceQueue) -> int:
+        """How many buffers a packet may be spread over."""
+        return queue.size if self.device.context.has(Feature.NET_F_MRG_RXBUF) else 1
+
+    def _num_buffers(self, chains: list[Chain]) -> int:
+        """What the header says about them."""
+        return len(chains)
+
+    def _spread(self, chains: list[Chain], data: bytes) -> list[tuple[Chain, int]]:
+        """Fill one buffer after the other; each with how much it got."""
         used = []
         at = 0
         for chain in chains:
             written = chain.write(self.memory, data[at:])
             used.append((chain, written))
             at += written
-        queue.push_many(used)
-        return True
+        return used
