@@ -351,8 +351,9 @@ def test_a_result_beyond_the_mtu_is_dropped_when_nobody_may_fragment_it(df: int,
     packet = bytes(ETHER / IP(src="10.0.0.1", dst="10.0.0.2") / UDP() / bytes(1450))
     assert len(send(ctx, packet, **secure())) == sent
     six = make_context(mtu=1500)
-    outbound_sa(six, 1, param=TUNNEL6)
+    sa = outbound_sa(six, 1, param=TUNNEL6)
     assert send(six, packet, **secure()) == []
+    assert (sa.sequence, sa.packets, sa.bytes) == (0, 0, 0)
     assert refusals(six) == {"too_big": 1}
     assert len(send(six, PLAIN, **secure())) == 1
 

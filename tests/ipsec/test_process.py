@@ -317,3 +317,28 @@ def test_the_largest_packet_that_fits_is_sent(param: object, room: int) -> None:
     packet = ipv4(bytes(inner - 20), 6)
     assert inbound(receiver, outbound(sender, packet)).packet == packet
     assert refusal(outbound, sender, ipv4(bytes(inner - 20 + 1), 6)) is Reason.TOO_BIG
+
+
+@pytest.mark.parametrize(
+    ("mode", "options"),
+    [
+        *((mode, 0) for mode in (*ESP_MODES, *AH_MODES)),
+        *((mode, ENCAP) for mode in ESP_MODES),
+        *((mode, IpsecOption.COPY_DF) for mode in (TUNNEL, AH_TUNNEL)),
+    ],
+)
+@pytest.mark.parametrize("param", [TUNNEL4, TUNNEL6], ids=["over ipv4", "over ipv6"])
+def test_the_mtu_binds_what_may_not_be_fragmented_and_costs_no_number(
+    mode: IpsecMode, options: int, param: object
+) -> None:
+    """The bound is the length that the result really has; DF and version are read from its header."""
+    for packet in (*PACKETS.values(), ipv4(UDP, flags_offset=0x4000)):
+        sender = out_sa(mode, options=options, param=param)
+        result = outbound(sender, packet)
+        assert outbound(sender, packet, len(result))[:4] == result[:4]
+        assert sender.sequence == sender.packets == 2
+        if result[0] >> 4 == 6 or result[6] & 0x40:
+            assert refusal(outbound, sender, packet, len(result) - 1) is Reason.TOO_BIG
+            assert sender.sequence == sender.packets == 2
+        else:
+            assert len(outbound(sender, packet, len(result) - 1)) == len(result)

@@ -26,7 +26,6 @@ _NEEDS_CSUM = int(HdrFlag.NEEDS_CSUM)
 _UFO = int(GsoType.UDP)
 _OUTBOUND_TYPE = int(ResourceType.NET_IPSEC_OUTB_SA)
 _INBOUND_TYPE = int(ResourceType.NET_IPSEC_INB_SA)
-_DONT_FRAGMENT = 0x40
 
 
 class Transmitter:
@@ -157,8 +156,6 @@ class Transmitter:
             l3, ethertype = network_offset(frame)
             if ethertype not in _VERSIONS or len(frame) == l3 or frame[l3] >> 4 != _VERSIONS[ethertype]:
                 raise PacketError(Reason.NOT_IP, "only IP packets can be protected")
-        packet = outbound(sa, frame[l3:])
-        # Behind this device nobody may fragment it, and the peer's device would not reassemble it (E65).
-        if len(packet) > self.ctx.config.mtu and (packet[0] >> 4 == 6 or packet[6] & _DONT_FRAGMENT):
-            raise PacketError(Reason.TOO_BIG, f"{len(packet)} bytes after IPsec, MTU {self.ctx.config.mtu}")
+        # Too long for the MTU and not to be fragmented: dropped, before it takes a sequence number (E65).
+        packet = outbound(sa, frame[l3:], self.ctx.config.mtu)
         return frame[: l3 - 2] + _ETHERTYPES[packet[0] >> 4] + packet

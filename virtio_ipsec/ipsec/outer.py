@@ -46,7 +46,7 @@ DECAPSULATED: dict[tuple[int, int], int | None] = {
 class TunnelHeader:
     """Builder of one SA's outer headers."""
 
-    __slots__ = ("_dst", "_options", "_param", "_src", "version")
+    __slots__ = ("_dst", "_options", "_param", "_src", "length", "version")
 
     def __init__(self, param: TunnelIPv4 | TunnelIPv6, options: int) -> None:
         self._param = param
@@ -54,6 +54,7 @@ class TunnelHeader:
         src, dst = addresses(param)
         self._src, self._dst = src.packed, dst.packed
         self.version = src.version
+        self.length = ip.IPV4_HEADER_LEN if src.version == 4 else ip.IPV6_HEADER_LEN
 
     def build(self, inner: ip.Packet, protocol: int, payload_len: int, identification: int) -> bytes:
         """Outer header of ``inner`` (as the guest sent it) with ``payload_len`` octets behind it.
@@ -70,18 +71,21 @@ class TunnelHeader:
             first = 6 << 28 | tos << 20 | param.flabel
             head = struct.pack("!IHBB", first, payload_len, protocol, param.hlimit or DEFAULT_TTL)
             return head + self._src + self._dst
-        flags = self._df(inner, bool(param.df))
+        flags = _DF if self.is_fixed_size(inner) else 0
         ttl = param.ttl or DEFAULT_TTL
         total = ip.IPV4_HEADER_LEN + payload_len
         fields = [0x45, tos, total, identification, flags, ttl, protocol, 0, self._src, self._dst]
         fields[7] = ip.checksum(_IPV4.pack(*fields))
         return _IPV4.pack(*fields)
 
-    def _df(self, inner: ip.Packet, configured: bool) -> int:
+    def is_fixed_size(self, inner: ip.Packet) -> bool:
+        """Whether nobody may fragment the packet that ``inner`` becomes: outer IPv6, or DF in outer IPv4."""
+        if isinstance(self._param, TunnelIPv6):
+            return True
         if self._options & IpsecOption.COPY_DF:
             # IPv6 packets are never fragmented on their way: inside IPv4 they count as "do not fragment".
-            return _DF if inner.version == 6 else inner.flags_offset & _DF
-        return _DF if configured else 0
+            return inner.version == 6 or bool(inner.flags_offset & _DF)
+        return bool(self._param.df)
 
 
 def addresses(

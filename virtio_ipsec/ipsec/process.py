@@ -56,14 +56,15 @@ class Inbound:
     next_header: int
 
 
-def outbound(sa: OutboundSa, packet: bytes) -> bytes:
+def outbound(sa: OutboundSa, packet: bytes, mtu: int | None = None) -> bytes:
     """Protect one IP packet. Whether a soft limit is reached stands in ``sa.soft_expired`` afterwards.
 
+    ``mtu``: octets that the result may have if nobody on its way may fragment it (IPv6, Don't Fragment).
     PacketError: NOT_IP, MALFORMED, FRAGMENT (transport mode), TTL_EXPIRED, TOO_BIG, HARD_LIFETIME,
-    SEQUENCE_OVERFLOW. A refused packet takes no sequence number.
+    SEQUENCE_OVERFLOW. A refused packet takes no sequence number and no part of the lifetime.
     """
     try:
-        return _outbound(sa, packet)
+        return _outbound(sa, packet, mtu)
     except PacketError as error:
         sa.stats[error.reason] += 1
         raise
@@ -114,7 +115,7 @@ def overhead(params: SaParams, payload_len: int | None = None) -> int:
     return added + esp.sealed_len(params, payload_len) - payload_len
 
 
-def _outbound(sa: OutboundSa, data: bytes) -> bytes:
+def _outbound(sa: OutboundSa, data: bytes, mtu: int | None) -> bytes:
     # Everything that can refuse the packet comes before next_sequence().
     params = sa.params
     sa.check_usable()
@@ -127,6 +128,8 @@ def _outbound(sa: OutboundSa, data: bytes) -> bytes:
         version, next_header = packet.version, headers.protocol
         head, payload = packet.data[: headers.offset], packet.data[headers.offset :]
         length = _protected_len(params, version, len(payload))
+        fixed = version == 6 or packet.flags_offset & ip.DONT_FRAGMENT
+        _check_mtu(len(head) + length, mtu if fixed else None)
         head = ip.header_for(head, headers.protocol_at, protocol, length)
         if is_ah:
             covered_head = mutable.immutable_part(head, headers, sending=True)
@@ -140,6 +143,8 @@ def _outbound(sa: OutboundSa, data: bytes) -> bytes:
             payload = outer.with_ttl_decremented(packet)
         length = _protected_len(params, version, len(payload))
         ip.fitting(length + (ip.IPV4_HEADER_LEN if version == 4 else 0))
+        fixed = sa.tunnel_header.is_fixed_size(packet)
+        _check_mtu(sa.tunnel_header.length + length, mtu if fixed else None)
         sequence = sa.next_sequence()
         head = sa.tunnel_header.build(packet, protocol, length, sequence & 0xFFFF)
         if is_ah:
@@ -154,6 +159,11 @@ def _outbound(sa: OutboundSa, data: bytes) -> bytes:
             protected = udp.encapsulate(addresses, params.udp_sport, params.udp_dport, protected)
     sa.lifetime.count(octets)
     return head + protected
+
+
+def _check_mtu(length: int, mtu: int | None) -> None:
+    if mtu is not None and length > mtu:
+        raise PacketError(Reason.TOO_BIG, f"{length} octets after IPsec, MTU {mtu}")
 
 
 def _transport_headers(packet: ip.Packet, *, is_ah: bool) -> ip.Chain:
