@@ -281,6 +281,7 @@ def test_dummy_packets_vanish() -> None:
         ETHER / IP() / UDP(sport=4500, dport=4500) / Raw(b"\0\0\0\0IKE"),
         ETHER / IP() / UDP(sport=4500, dport=4500) / Raw(b"\xff"),
         ETHER / IP() / UDP(sport=4500, dport=4500) / Raw(seal(INNER, 4)),
+        ETHER / IP() / UDP(sport=53, dport=4000) / Raw(b"an answer of DNS"),
         ETHER / IP() / TCP(),
         ETHER / Raw(b"\xff" * 40),
         ETHER / IP(len=4) / Raw(b"x" * 40),
@@ -311,6 +312,16 @@ def test_udp_encapsulated_esp() -> None:
 
 
 # Rules and order
+
+
+def test_a_rule_on_another_udp_port_starts_ipsec_there() -> None:
+    """E78: whoever points a rule at a port means ESP, known SPI or not."""
+    ctx = make_context()
+    inbound_sa(ctx, 9, options=int(IpsecOption.UDP_ENCAP))
+    add_rule(ctx.filters, FfAction.IPSEC, eth(), ipv4(17), udp(5000))
+    wire = ETHER / IP() / UDP(sport=4500, dport=5000)
+    assert arrive(ctx, wire / Raw(seal(INNER, 4)))[2][14:] == INNER
+    assert arrive(ctx, wire / Raw(seal(INNER, 4, spi=5)))[1].flags == OK | ERR
 
 
 def test_mac_filter_comes_before_rules() -> None:
@@ -499,6 +510,22 @@ def test_rfc_opens_by_spi_without_a_rule() -> None:
     assert (hdr.resource_id, hdr.resource_type) == (9, INB)
     _, hdr, frame = arrive(ctx, tunnel())
     assert (frame, hdr.flags) == (tunnel(), int(RfcFlag.SECURITY | RfcFlag.SECURITY_ERR))
+
+
+@pytest.mark.parametrize(
+    ("port", "udp_dport", "opened"),
+    [(4500, 0, True), (4501, 0, False), (53, 0, False), (5000, 5000, True), (4500, 5000, False)],
+)
+def test_rfc_opens_esp_in_udp_on_the_port_of_the_sa_only(port: int, udp_dport: int, opened: bool) -> None:
+    """Without a rule nothing else says that a datagram is ESP (RFC 3948): chance must not claim it."""
+    ctx = rfc()
+    inbound_sa(ctx, 9, options=int(IpsecOption.UDP_ENCAP), udp_dport=udp_dport)
+    for payload in (seal(INNER, 4), SPI.to_bytes(4, "big") + b"some other protocol"):
+        wire = bytes(ETHER / IP() / UDP(sport=40000, dport=port) / Raw(payload))
+        _, hdr, frame = arrive(ctx, wire)
+        assert bool(hdr.flags & RfcFlag.SECURITY) is opened
+        if not opened:
+            assert frame == wire
 
 
 def test_rfc_leaves_esp_of_no_sa_alone_unless_a_rule_wants_it_opened() -> None:

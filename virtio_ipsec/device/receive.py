@@ -6,7 +6,7 @@ once more (ledger E58). What the header says (checksum, hash, offsets) is about 
 
 A packet that fails IPsec is delivered as it came, marked SECURITY and SECURITY_ERR, or dropped where the
 configuration says so (E53); never does plaintext leave without its integrity checked. An IPSEC action on a
-packet without an IPsec header (IKE on port 4500, a fragment: E65, E66) changes nothing.
+packet without an IPsec header (IKE on port 4500, other UDP, a fragment: E65, E66) changes nothing.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from ..errors import PacketError, Reason
 from ..ipsec.process import IpsecHeader, find_spi, inbound
 from ..ipsec.sa import InboundSa
+from ..ipsec.udp import PORT as ESP_IN_UDP
 from ..wire.flow_filter import FfRule
 from ..wire.net_header import NetHdr
-from ..wire.numbers import Feature, FfAction, HdrFlag, ResourceType, has
+from ..wire.numbers import Feature, FfAction, HdrFlag, ResourceType, SelectorType, has
 from .checksum import transport_checksum_ok
 from .flow_filter import FlowFilter
 from .frame import ETHERNET_HEADER, IPV4, IPV6, FrameView, view
@@ -45,6 +46,8 @@ class Packet:
     flags: int = 0
     resource_id: int = 0
     resource_type: int = 0
+    #: The rule that is being applied.
+    rule: FfRule | None = None
 
 
 class Receiver:
@@ -113,6 +116,7 @@ class Receiver:
 
     def act(self, packet: Packet, rule: FfRule) -> bool:
         """Drop or IPsec, as the rule says. True when the packet was opened."""
+        packet.rule = rule
         if rule.action == FfAction.DROP:
             raise PacketError(Reason.RULE_DROP)
         return rule.action in _IPSEC_ACTIONS and self.open(packet, required=True)
@@ -145,11 +149,27 @@ class Receiver:
             ctx.counters.add("rx_not_ipsec")
             return False
         entry = ctx.inbound_by_spi.get((found.protocol, found.spi))
+        if found.udp and not self.is_for_ipsec(packet, found, entry[1] if entry else None):
+            ctx.counters.add("rx_not_ipsec")
+            return False
         if entry is None:
             if required:
                 self.fail(packet, Reason.UNKNOWN_SA)
             return False
         return self.open_with(packet, found, *entry)
+
+    def is_for_ipsec(self, packet: Packet, found: IpsecHeader, sa: InboundSa | None) -> bool:
+        """Whether a UDP datagram is ESP at all: its first bytes may equal an SPI by chance (RFC 3948, E66).
+
+        A rule that looks at UDP says so, and with an SA any other rule, too (E78). Else the port decides: that
+        of the SA, or the registered one.
+        """
+        rule = packet.rule
+        if rule is not None:
+            selectors = self.ctx.filters.classifiers[rule.classifier_id].selectors
+            if sa is not None or any(s.type == SelectorType.UDP for s in selectors):
+                return True
+        return found.udp_dport == (sa.params.udp_dport if sa else ESP_IN_UDP)
 
     def open_with(self, packet: Packet, found: IpsecHeader, ident: int, sa: InboundSa) -> bool:
         """Process ``packet`` with inbound SA number ``ident``."""
