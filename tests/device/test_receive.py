@@ -36,6 +36,7 @@ from virtio_ipsec.device.receive import Receiver
 from virtio_ipsec.device.state import DataPlaneContext, RxFilter, Steering
 from virtio_ipsec.device.steering import packet_hash
 from virtio_ipsec.wire.dialect import RFC_2025_01, V14
+from virtio_ipsec.wire.flow_filter import Selector
 from virtio_ipsec.wire.net_header import RfcFlag
 from virtio_ipsec.wire.numbers import (
     Feature,
@@ -45,6 +46,7 @@ from virtio_ipsec.wire.numbers import (
     IpsecOption,
     MacAlgo,
     ResourceType,
+    SelectorType,
     mask,
 )
 
@@ -298,6 +300,27 @@ def test_what_is_no_ipsec_packet_passes_an_ipsec_rule_untouched(wire: Packet) ->
     assert hdr.flags & ~DATA_VALID == 0
     assert hdr.resource_type == 0
     assert refusals(ctx) == {}
+
+
+DAMAGED = {
+    "esp cut short": IP(proto=50) / Raw(seal(INNER, 4)[:7]),
+    "esp with spi 0": IP(proto=50) / Raw(seal(INNER, 4, spi=0)),
+    "ah cut short": IP(proto=51) / Raw(bytes(11)),
+    "esp over ipv6 cut short": IPv6(nh=50) / Raw(bytes(3)),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_damaged_ipsec_header_is_an_error_where_a_rule_wants_ipsec(name: str) -> None:
+    """NET-RX-DEV: any error during IPsec processing. Without a rule (RFC dialect) it is nobody's packet."""
+    wire = bytes(ETHER / DAMAGED[name])
+    ctx = make_context()
+    add_rule(ctx.filters, FfAction.IPSEC, (Selector(SelectorType.ETH, 0, bytes(14)), bytes(14)))
+    _, hdr, frame = arrive(ctx, wire)
+    assert (frame, hdr.flags, hdr.resource_type) == (wire, OK | ERR, 0)
+    assert refusals(ctx) == {"malformed": 1}
+    _, hdr, frame = arrive(rfc(), wire)
+    assert (frame, hdr.flags) == (wire, 0)
 
 
 def test_udp_encapsulated_esp() -> None:

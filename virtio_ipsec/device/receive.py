@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..errors import PacketError, Reason
+from ..ipsec.ip import AH, ESP
 from ..ipsec.process import IpsecHeader, find_spi, inbound
 from ..ipsec.sa import InboundSa
 from ..ipsec.udp import PORT as ESP_IN_UDP
@@ -28,6 +29,7 @@ from .steering import FlowMemory, admits, choose_queue, packet_hash
 
 _ETHERTYPES = {4: IPV4.to_bytes(2, "big"), 6: IPV6.to_bytes(2, "big")}
 _IPSEC_ACTIONS = frozenset((int(FfAction.IPSEC), int(FfAction.IPSEC_RECIRCULATE)))
+_IPSEC_PROTOCOLS = frozenset((ESP, AH))
 _DATA_VALID = int(HdrFlag.DATA_VALID)
 _INBOUND_TYPE = int(ResourceType.NET_IPSEC_INB_SA)
 #: Authenticated packets whose proper treatment is to vanish (RFC 4303 2.6, RFC 6040 4.2).
@@ -137,8 +139,8 @@ class Receiver:
     def open(self, packet: Packet, *, required: bool) -> bool:
         """IPsec processing in place; True when ``packet`` now holds the plaintext.
 
-        The SA is found by protocol and SPI (E57). Without one the packet is in error if a rule wanted it
-        opened (``required``), else left alone.
+        The SA is found by protocol and SPI (E57). Without one, and without a whole ESP or AH header where
+        there should be one, the packet is in error if a rule wanted it opened (``required``), else left alone.
         """
         ctx = self.ctx
         headers = packet.headers
@@ -146,6 +148,9 @@ class Receiver:
             return False
         found = find_spi(packet.frame[headers.l3 : headers.end])
         if found is None:
+            if required and headers.protocol in _IPSEC_PROTOCOLS and not headers.fragment:
+                self.fail(packet, Reason.MALFORMED)
+                return False
             ctx.counters.add("rx_not_ipsec")
             return False
         entry = ctx.inbound_by_spi.get((found.protocol, found.spi))
