@@ -118,6 +118,17 @@ class HashHeaderAsLongAsIpsec(OtherHeader):
         return RFC_26 if self.context.header is RFC_20 else super().other(features)
 
 
+@mutant("RFC-02")
+class TypeBeforeId(Receiver):
+    """With hash reports resource_type is written in front of resource_id."""
+
+    def header(self, packet: Packet, hashed: tuple[int, int]) -> bytes:
+        head = super().header(packet, hashed)
+        if not self.ctx.has(Feature.NET_F_HASH_REPORT):
+            return head
+        return head[:20] + head[24:26] + head[20:24]
+
+
 # -- receive ----------------------------------------------------------------------------------------------
 
 

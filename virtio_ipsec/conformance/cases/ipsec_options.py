@@ -21,11 +21,15 @@ TUNNEL, TRANSPORT = IpsecMode.ESP_TUNNEL, IpsecMode.ESP_TRANSPORT
 def _one(path: DataPath, sa: Sa, packet: bytes, clause: str, what: str) -> bytes:
     """The one IP packet that leaves for ``packet``; ends the case when there is none."""
     left = path.send(sa, packet)
-    path.bench.require(clause, len(left) == 1, f"{what}: one packet leaves", f"{len(left)} packets")
+    good = len(left) == 1 and len(left[0]) > 40
+    path.bench.require(clause, good, f"{what}: one IP packet leaves", [packet.hex()[:80] for packet in left])
     return left[0]
 
 
 def _tos(packet: bytes) -> int:
+    """TOS or traffic class; -1 of what is no IP packet."""
+    if not packet:
+        return -1
     return packet[1] if packet[0] >> 4 == 4 else int.from_bytes(packet[:2]) >> 4 & 0xFF
 
 

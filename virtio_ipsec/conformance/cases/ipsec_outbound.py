@@ -86,7 +86,7 @@ def _seals_everything(bench: Bench, mode: IpsecMode) -> None:
                 )
             bench.check(
                 clause,
-                bool(left) and left[0][0] >> 4 == (outer if tunnel else inner),
+                [packet[:1] and packet[0] >> 4 for packet in left] == [outer if tunnel else inner],
                 f"{label}: IP version of the outer header",
                 left[:1],
             )
@@ -436,7 +436,7 @@ def out_modify_keeps_sequence(bench: Bench) -> None:
     if sa.suite.iv_len:
         nonces = {sa.nonce(header) for header in found if header}
         bench.check("INF-39", len(nonces) == 6, "no IV is used twice", len(nonces))
-    ttls = [left[0][8] for left in before + after if left]
+    ttls = [left[0][8] for left in before + after if left and left[0]]
     bench.check("INF-39", ttls == [10] * 3 + [20] * 3, "the outer TTL is the new one after MODIFY", ttls)
 
 
