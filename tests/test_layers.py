@@ -102,6 +102,12 @@ def test_each_room_says_its_responsibility_in_one_line() -> None:
         assert len(docstring.splitlines()[0]) < 110
 
 
+@pytest.mark.parametrize("path", IN_ROOMS, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_name_the_whole_path(path: Path) -> None:
+    nodes = ast.walk(ast.parse(path.read_text()))
+    assert not [node.lineno for node in nodes if isinstance(node, ast.ImportFrom) and node.level]
+
+
 def test_only_tests_use_scapy() -> None:
     users = [p for p in SOURCES if any(m.split(".")[0] == "scapy" for m in imported_modules(p))]
     assert users == []

@@ -9,8 +9,8 @@ from typing import Protocol
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESCCM, AESGCM, ChaCha20Poly1305
 
-from ..errors import IntegrityError
-from ..wire.numbers import AeadAlgo
+from virtio_ipsec.errors import IntegrityError
+from virtio_ipsec.wire.numbers import AeadAlgo
 
 TAG_LEN = 16
 

@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
-from ..errors import VirtioIpsecError
-from ..wire.numbers import AeadAlgo, CipherAlgo, MacAlgo
+from virtio_ipsec.errors import VirtioIpsecError
+from virtio_ipsec.wire.numbers import AeadAlgo, CipherAlgo, MacAlgo
 
 
 class UnsupportedAlgorithm(VirtioIpsecError):

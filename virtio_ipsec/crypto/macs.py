@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.cmac import CMAC
 from cryptography.hazmat.primitives.hashes import SHA1, SHA256
 from cryptography.hazmat.primitives.hmac import HMAC
 
-from ..wire.numbers import MacAlgo
+from virtio_ipsec.wire.numbers import MacAlgo
 
 _BLOCK = 16
 

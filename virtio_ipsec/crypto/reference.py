@@ -18,11 +18,11 @@ from typing import Protocol as Interface
 
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-from ..errors import IntegrityError, PacketError, Reason, VirtioIpsecError
-from ..wire.numbers import AeadAlgo, CipherAlgo
-from .aeads import NonceAead
-from .algorithms import Kind, Protocol, Suite, UnsupportedAlgorithm
-from .macs import MACS
+from virtio_ipsec.crypto.aeads import NonceAead
+from virtio_ipsec.crypto.algorithms import Kind, Protocol, Suite, UnsupportedAlgorithm
+from virtio_ipsec.crypto.macs import MACS
+from virtio_ipsec.errors import IntegrityError, PacketError, Reason, VirtioIpsecError
+from virtio_ipsec.wire.numbers import AeadAlgo, CipherAlgo
 
 HEADER_LEN = 8
 """Octets of SPI || low half of the sequence number."""

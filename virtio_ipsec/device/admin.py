@@ -10,7 +10,11 @@ import struct
 from collections.abc import Callable
 from typing import Final
 
-from ..errors import (
+from virtio_ipsec.device.capabilities import Capabilities
+from virtio_ipsec.device.config import DeviceConfig
+from virtio_ipsec.device.counters import Counters
+from virtio_ipsec.device.objects import ObjectStore
+from virtio_ipsec.errors import (
     AdminError,
     AdminQualifier,
     AdminStatus,
@@ -20,18 +24,14 @@ from ..errors import (
     InvalidOpcode,
     WireError,
 )
-from ..wire.admin import (
+from virtio_ipsec.wire.admin import (
     CAP_COMMAND,
     AdminCommand,
     ObjectCommand,
     id_bitmap_build,
     id_bitmap_parse,
 )
-from ..wire.numbers import GroupType, Opcode
-from .capabilities import Capabilities
-from .config import DeviceConfig
-from .counters import Counters
-from .objects import ObjectStore
+from virtio_ipsec.wire.numbers import GroupType, Opcode
 
 #: Commands about the command list itself: legal after reset, ``group_member_id`` unused.
 LIST_COMMANDS: Final = frozenset({int(Opcode.LIST_QUERY), int(Opcode.LIST_USE)})

@@ -10,12 +10,12 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, Generic, TypeVar
 
-from ..errors import Busy, InvalidField, NoSuchObject
-from ..wire.codec import Codec
-from ..wire.flow_filter import FfActionCap, FfResourceCap, FfSelectorCap, Selector
-from ..wire.ipsec import IpsecResourceCap, IpsecSaCap, ModeCap
-from ..wire.numbers import CapId, Feature, FfAction, ResourceType, SelectorFlag, has
-from .config import DeviceConfig
+from virtio_ipsec.device.config import DeviceConfig
+from virtio_ipsec.errors import Busy, InvalidField, NoSuchObject
+from virtio_ipsec.wire.codec import Codec
+from virtio_ipsec.wire.flow_filter import FfActionCap, FfResourceCap, FfSelectorCap, Selector
+from virtio_ipsec.wire.ipsec import IpsecResourceCap, IpsecSaCap, ModeCap
+from virtio_ipsec.wire.numbers import CapId, Feature, FfAction, ResourceType, SelectorFlag, has
 
 T = TypeVar("T")
 

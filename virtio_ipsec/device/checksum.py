@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ..errors import PacketError, Reason
-from .frame import PROTO_TCP, PROTO_UDP, FrameView
+from virtio_ipsec.device.frame import PROTO_TCP, PROTO_UDP, FrameView
+from virtio_ipsec.errors import PacketError, Reason
 
 
 def ones_sum(data: bytes | bytearray | memoryview) -> int:

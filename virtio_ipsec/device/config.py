@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from ..crypto.algorithms import ah_masks, esp_masks
-from ..errors import ConfigError
-from ..ipsec.params import MAX_REPLAY_WINDOW
-from ..wire.dialect import V14, Dialect
-from ..wire.flow_filter import FfActionCap, FfResourceCap, FfSelectorCap, Selector
-from ..wire.ipsec import IpsecResourceCap, IpsecSaCap, ModeCap
-from ..wire.numbers import FfAction, HashType, IpsecMode, IpsecOption, SelectorFlag, SelectorType
-from .features import IMPLEMENTED, acceptable, unmet
+from virtio_ipsec.crypto.algorithms import ah_masks, esp_masks
+from virtio_ipsec.device.features import IMPLEMENTED, acceptable, unmet
+from virtio_ipsec.errors import ConfigError
+from virtio_ipsec.ipsec.params import MAX_REPLAY_WINDOW
+from virtio_ipsec.wire.dialect import V14, Dialect
+from virtio_ipsec.wire.flow_filter import FfActionCap, FfResourceCap, FfSelectorCap, Selector
+from virtio_ipsec.wire.ipsec import IpsecResourceCap, IpsecSaCap, ModeCap
+from virtio_ipsec.wire.numbers import FfAction, HashType, IpsecMode, IpsecOption, SelectorFlag, SelectorType
 
 #: Bytes of the packet header that each selector type covers (virtio v1.4 5.1.6.7.2.2).
 SELECTOR_SIZES: dict[int, int] = {

@@ -9,9 +9,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
-from ..errors import VirtioIpsecError, WireError
-from ..wire.net_control import HASH_CONFIG, MAC_TABLES, RSS_CONFIG
-from ..wire.numbers import (
+from virtio_ipsec.device.net_config import ConfigSpace
+from virtio_ipsec.device.state import DataPlaneContext, Steering
+from virtio_ipsec.errors import VirtioIpsecError, WireError
+from virtio_ipsec.wire.net_control import HASH_CONFIG, MAC_TABLES, RSS_CONFIG
+from virtio_ipsec.wire.numbers import (
     CtrlAck,
     CtrlAnnounce,
     CtrlClass,
@@ -23,8 +25,6 @@ from ..wire.numbers import (
     Feature,
     mask,
 )
-from .net_config import ConfigSpace
-from .state import DataPlaneContext, Steering
 
 #: Offload bits of GUEST_OFFLOADS_SET that are not their feature's bit number (virtio v1.4 5.1.6.5.8).
 MOVED_OFFLOADS: Final = {

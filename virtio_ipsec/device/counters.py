@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
-from ..errors import Reason
+from virtio_ipsec.errors import Reason
 
 
 class Counters:

@@ -9,26 +9,26 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
-from ..errors import DeviceStateError, NoSuchObject
-from ..ipsec.sa import InboundSa, OutboundSa
-from ..ring.chain import QueueLayout
-from ..ring.memory import GuestMemory
-from ..wire.numbers import Feature, ResourceType, Status, has
-from .admin import AdminCommands
-from .capabilities import Capabilities
-from .config import DeviceConfig
-from .control import GUEST_OFFLOADS, ControlQueue
-from .counters import Counters
-from .features import FEATURE_BITS, acceptable
-from .flow_objects import ClassifierKind, GroupKind, RuleKind
-from .ipsec_objects import InboundSaKind, OutboundSaKind
-from .net_config import ConfigSpace
-from .objects import ObjectKind, ObjectStore
-from .receive import Receiver
-from .rings import Rings
-from .state import DataPlaneContext, Received, RxFilter
-from .status import after_write, operating
-from .transmit import Transmitter
+from virtio_ipsec.device.admin import AdminCommands
+from virtio_ipsec.device.capabilities import Capabilities
+from virtio_ipsec.device.config import DeviceConfig
+from virtio_ipsec.device.control import GUEST_OFFLOADS, ControlQueue
+from virtio_ipsec.device.counters import Counters
+from virtio_ipsec.device.features import FEATURE_BITS, acceptable
+from virtio_ipsec.device.flow_objects import ClassifierKind, GroupKind, RuleKind
+from virtio_ipsec.device.ipsec_objects import InboundSaKind, OutboundSaKind
+from virtio_ipsec.device.net_config import ConfigSpace
+from virtio_ipsec.device.objects import ObjectKind, ObjectStore
+from virtio_ipsec.device.receive import Receiver
+from virtio_ipsec.device.rings import Rings
+from virtio_ipsec.device.state import DataPlaneContext, Received, RxFilter
+from virtio_ipsec.device.status import after_write, operating
+from virtio_ipsec.device.transmit import Transmitter
+from virtio_ipsec.errors import DeviceStateError, NoSuchObject
+from virtio_ipsec.ipsec.sa import InboundSa, OutboundSa
+from virtio_ipsec.ring.chain import QueueLayout
+from virtio_ipsec.ring.memory import GuestMemory
+from virtio_ipsec.wire.numbers import Feature, ResourceType, Status, has
 
 _WORD = (1 << FEATURE_BITS) - 1
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from ..wire.numbers import Feature, has, mask
+from virtio_ipsec.wire.numbers import Feature, has, mask
 
 #: Number of feature bits that the registers of this device show (ledger E10).
 FEATURE_BITS: Final = 128

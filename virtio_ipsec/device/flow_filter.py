@@ -17,10 +17,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..wire.flow_filter import FfClassifier, FfRule
-from ..wire.numbers import SelectorType
-from .frame import ETHERNET_HEADER, PROTO_ESP, PROTO_TCP, PROTO_UDP, FrameView
-from .state import FilterObjects
+from virtio_ipsec.device.frame import ETHERNET_HEADER, PROTO_ESP, PROTO_TCP, PROTO_UDP, FrameView
+from virtio_ipsec.device.state import FilterObjects
+from virtio_ipsec.wire.flow_filter import FfClassifier, FfRule
+from virtio_ipsec.wire.numbers import SelectorType
 
 #: Selector types of one classifier with the length of each mask: all that decides which bytes are compared.
 Shape = tuple[tuple[int, int], ...]

@@ -10,13 +10,13 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Final
 
-from ..errors import InvalidField, NoSpace
-from ..wire.flow_filter import FfActionCap, FfClassifier, FfGroup, FfResourceCap, FfRule, Selector
-from ..wire.numbers import CapId, Feature, FfAction, ResourceType, SelectorFlag, SelectorType
-from .capabilities import FF_CAPS, IPSEC_ACTIONS, IPSEC_CAPS, Capabilities
-from .config import SELECTOR_SIZES
-from .objects import ObjectKey, ObjectKind, V
-from .state import DataPlaneContext
+from virtio_ipsec.device.capabilities import FF_CAPS, IPSEC_ACTIONS, IPSEC_CAPS, Capabilities
+from virtio_ipsec.device.config import SELECTOR_SIZES
+from virtio_ipsec.device.objects import ObjectKey, ObjectKind, V
+from virtio_ipsec.device.state import DataPlaneContext
+from virtio_ipsec.errors import InvalidField, NoSpace
+from virtio_ipsec.wire.flow_filter import FfActionCap, FfClassifier, FfGroup, FfResourceCap, FfRule, Selector
+from virtio_ipsec.wire.numbers import CapId, Feature, FfAction, ResourceType, SelectorFlag, SelectorType
 
 #: Selector types that may stand at each place of a classifier (body text of 5.1.6.7.3.2; ESP as third: E72).
 CHAIN: Final[tuple[frozenset[int], ...]] = (

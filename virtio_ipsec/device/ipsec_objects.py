@@ -10,13 +10,13 @@ from abc import abstractmethod
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from ..errors import InvalidField, NoSpace
-from ..ipsec.params import BadSaParameters, SaParams
-from ..ipsec.sa import InboundSa, OutboundSa
-from ..wire.ipsec import IpsecSa, ModeCap
-from ..wire.numbers import CapId, Direction, IpsecMode, ResourceType
-from .capabilities import IPSEC_CAPS
-from .objects import ObjectKind, Record
+from virtio_ipsec.device.capabilities import IPSEC_CAPS
+from virtio_ipsec.device.objects import ObjectKind, Record
+from virtio_ipsec.errors import InvalidField, NoSpace
+from virtio_ipsec.ipsec.params import BadSaParameters, SaParams
+from virtio_ipsec.ipsec.sa import InboundSa, OutboundSa
+from virtio_ipsec.wire.ipsec import IpsecSa, ModeCap
+from virtio_ipsec.wire.numbers import CapId, Direction, IpsecMode, ResourceType
 
 _ESP_MODES = frozenset({IpsecMode.ESP_TUNNEL, IpsecMode.ESP_TRANSPORT})
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ..wire.net_config import NET_CONFIG, NetConfig
-from ..wire.numbers import Feature, NetStatus, has
-from .config import DeviceConfig
+from virtio_ipsec.device.config import DeviceConfig
+from virtio_ipsec.wire.net_config import NET_CONFIG, NetConfig
+from virtio_ipsec.wire.numbers import Feature, NetStatus, has
 
 #: ``duplex``: the layout says 1 is full duplex, the normative text 0; Linux reads 1.
 FULL_DUPLEX = 1

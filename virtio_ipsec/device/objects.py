@@ -12,12 +12,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from ..errors import AlreadyExists, Busy, InvalidField, InvalidOpcode, NoSuchObject
-from ..wire.admin import ObjectCommand
-from ..wire.codec import Codec
-from ..wire.numbers import ResourceType
-from .capabilities import Capabilities
-from .state import DataPlaneContext
+from virtio_ipsec.device.capabilities import Capabilities
+from virtio_ipsec.device.state import DataPlaneContext
+from virtio_ipsec.errors import AlreadyExists, Busy, InvalidField, InvalidOpcode, NoSuchObject
+from virtio_ipsec.wire.admin import ObjectCommand
+from virtio_ipsec.wire.codec import Codec
+from virtio_ipsec.wire.numbers import ResourceType
 
 V = TypeVar("V")
 #: What a change prepares while it can still fail, and installs when it cannot.

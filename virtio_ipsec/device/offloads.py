@@ -11,11 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from ..errors import PacketError, Reason
-from ..wire.net_header import NetHdr
-from ..wire.numbers import Feature, GsoType, HdrFlag, has
-from .checksum import complete_checksum, ipv4_checksum
-from .frame import (
+from virtio_ipsec.device.checksum import complete_checksum, ipv4_checksum
+from virtio_ipsec.device.frame import (
     IPV4,
     IPV6,
     PROTO_TCP,
@@ -25,8 +22,11 @@ from .frame import (
     ipv6_view,
     network_offset,
 )
-from .pieces import pieces
-from .ufo import fragment_udp
+from virtio_ipsec.device.pieces import pieces
+from virtio_ipsec.device.ufo import fragment_udp
+from virtio_ipsec.errors import PacketError, Reason
+from virtio_ipsec.wire.net_header import NetHdr
+from virtio_ipsec.wire.numbers import Feature, GsoType, HdrFlag, has
 
 # Plain ints: arithmetic on enum members costs a microsecond each on this path.
 _NEEDS_CSUM = int(HdrFlag.NEEDS_CSUM)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..errors import PacketError, Reason
+from virtio_ipsec.errors import PacketError, Reason
 
 #: A hostile `gso_size` of 1 would make 65,000 frames of one packet.
 MAX_PIECES = 4096

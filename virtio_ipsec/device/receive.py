@@ -13,19 +13,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..errors import PacketError, Reason
-from ..ipsec.ip import AH, ESP
-from ..ipsec.process import IpsecHeader, find_spi, inbound
-from ..ipsec.sa import InboundSa
-from ..ipsec.udp import PORT as ESP_IN_UDP
-from ..wire.flow_filter import FfRule
-from ..wire.net_header import NetHdr
-from ..wire.numbers import Feature, FfAction, HdrFlag, ResourceType, SelectorType, has
-from .checksum import transport_checksum_ok
-from .flow_filter import FlowFilter
-from .frame import ETHERNET_HEADER, IPV4, IPV6, FrameView, view
-from .state import DataPlaneContext, Received
-from .steering import FlowMemory, admits, choose_queue, packet_hash
+from virtio_ipsec.device.checksum import transport_checksum_ok
+from virtio_ipsec.device.flow_filter import FlowFilter
+from virtio_ipsec.device.frame import ETHERNET_HEADER, IPV4, IPV6, FrameView, view
+from virtio_ipsec.device.state import DataPlaneContext, Received
+from virtio_ipsec.device.steering import FlowMemory, admits, choose_queue, packet_hash
+from virtio_ipsec.errors import PacketError, Reason
+from virtio_ipsec.ipsec.ip import AH, ESP
+from virtio_ipsec.ipsec.process import IpsecHeader, find_spi, inbound
+from virtio_ipsec.ipsec.sa import InboundSa
+from virtio_ipsec.ipsec.udp import PORT as ESP_IN_UDP
+from virtio_ipsec.wire.flow_filter import FfRule
+from virtio_ipsec.wire.net_header import NetHdr
+from virtio_ipsec.wire.numbers import Feature, FfAction, HdrFlag, ResourceType, SelectorType, has
 
 _ETHERTYPES = {4: IPV4.to_bytes(2, "big"), 6: IPV6.to_bytes(2, "big")}
 _IPSEC_ACTIONS = frozenset((int(FfAction.IPSEC), int(FfAction.IPSEC_RECIRCULATE)))

@@ -13,14 +13,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from ..errors import DeviceStateError, MemoryAccessError, Reason, RingError
-from ..ring.base import DeviceQueue
-from ..ring.chain import Chain, QueueLayout
-from ..ring.memory import GuestMemory
-from ..ring.queue import device_queue
-from ..wire.numbers import Feature
-from .config import DeviceConfig
-from .state import DataPlaneContext, Received
+from virtio_ipsec.device.config import DeviceConfig
+from virtio_ipsec.device.state import DataPlaneContext, Received
+from virtio_ipsec.errors import DeviceStateError, MemoryAccessError, Reason, RingError
+from virtio_ipsec.ring.base import DeviceQueue
+from virtio_ipsec.ring.chain import Chain, QueueLayout
+from virtio_ipsec.ring.memory import GuestMemory
+from virtio_ipsec.ring.queue import device_queue
+from virtio_ipsec.wire.numbers import Feature
 
 #: Largest transmit buffer taken, header included: a 64 KiB packet of any kind with room for its headers. A
 #: longer one is completed and dropped.

@@ -11,17 +11,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ..ipsec.sa import InboundSa, OutboundSa
-from ..wire.dialect import Dialect
-from ..wire.flow_filter import FfClassifier, FfGroup, FfRule
-from ..wire.net_header import NetHdrCodec
-from ..wire.numbers import Feature, has
-from .config import DeviceConfig
-from .counters import Counters
+from virtio_ipsec.device.config import DeviceConfig
+from virtio_ipsec.device.counters import Counters
+from virtio_ipsec.ipsec.sa import InboundSa, OutboundSa
+from virtio_ipsec.wire.dialect import Dialect
+from virtio_ipsec.wire.flow_filter import FfClassifier, FfGroup, FfRule
+from virtio_ipsec.wire.net_header import NetHdrCodec
+from virtio_ipsec.wire.numbers import Feature, has
 
 if TYPE_CHECKING:
-    from .flow_filter import FlowFilter
-    from .steering import FlowMemory
+    from virtio_ipsec.device.flow_filter import FlowFilter
+    from virtio_ipsec.device.steering import FlowMemory
 
 
 @dataclass(frozen=True, slots=True)

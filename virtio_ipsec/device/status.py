@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from ..wire.numbers import Status
+from virtio_ipsec.wire.numbers import Status
 
 #: Bits a driver can set, in the order of initialisation: (bit, bits that must be set before, that bar it).
 #: What the table does not allow is ignored: the bit stays clear and the driver sees that when it reads back.

@@ -10,9 +10,9 @@ import zlib
 from collections import OrderedDict
 from functools import lru_cache
 
-from ..wire.numbers import Feature, HashReport, has
-from .frame import PROTO_TCP, PROTO_UDP, FrameView
-from .state import RxFilter, Steering
+from virtio_ipsec.device.frame import PROTO_TCP, PROTO_UDP, FrameView
+from virtio_ipsec.device.state import RxFilter, Steering
+from virtio_ipsec.wire.numbers import Feature, HashReport, has
 
 _BROADCAST = b"\xff" * 6
 

@@ -9,16 +9,16 @@ exactly as many packets leave as the limit allows.
 
 from __future__ import annotations
 
-from ..errors import PacketError, Reason
-from ..ipsec.process import outbound
-from ..ipsec.sa import OutboundSa
-from ..wire.net_header import NetHdr
-from ..wire.numbers import Feature, GsoType, HdrFlag, ResourceType
-from . import offloads
-from .checksum import complete_checksum
-from .frame import ETHERNET_HEADER, IPV4, IPV6, network_offset, view
-from .state import DataPlaneContext
-from .steering import FlowMemory
+from virtio_ipsec.device import offloads
+from virtio_ipsec.device.checksum import complete_checksum
+from virtio_ipsec.device.frame import ETHERNET_HEADER, IPV4, IPV6, network_offset, view
+from virtio_ipsec.device.state import DataPlaneContext
+from virtio_ipsec.device.steering import FlowMemory
+from virtio_ipsec.errors import PacketError, Reason
+from virtio_ipsec.ipsec.process import outbound
+from virtio_ipsec.ipsec.sa import OutboundSa
+from virtio_ipsec.wire.net_header import NetHdr
+from virtio_ipsec.wire.numbers import Feature, GsoType, HdrFlag, ResourceType
 
 _ETHERTYPES = {4: IPV4.to_bytes(2, "big"), 6: IPV6.to_bytes(2, "big")}
 _VERSIONS = {IPV4: 4, IPV6: 6}

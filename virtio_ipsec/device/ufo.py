@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..errors import PacketError, Reason
-from .checksum import complete_checksum, ipv4_checksum
-from .pieces import pieces
+from virtio_ipsec.device.checksum import complete_checksum, ipv4_checksum
+from virtio_ipsec.device.pieces import pieces
+from virtio_ipsec.errors import PacketError, Reason
 
 _MORE = 0x2000
 _UNFRAGMENTABLE = frozenset({0, 43})

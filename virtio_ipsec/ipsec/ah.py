@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import struct
 
-from ..errors import PacketError, Reason
-from . import ip, mutable
-from .sa import InboundSa, OutboundSa, SaParams, sequence_high
+from virtio_ipsec.errors import PacketError, Reason
+from virtio_ipsec.ipsec import ip, mutable
+from virtio_ipsec.ipsec.sa import InboundSa, OutboundSa, SaParams, sequence_high
 
 FIXED_LEN = 12
 

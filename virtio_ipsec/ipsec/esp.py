@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import struct
 
-from ..errors import PacketError, Reason
-from . import padding
-from .sa import InboundSa, OutboundSa, SaParams, sequence_high
+from virtio_ipsec.errors import PacketError, Reason
+from virtio_ipsec.ipsec import padding
+from virtio_ipsec.ipsec.sa import InboundSa, OutboundSa, SaParams, sequence_high
 
 HEADER_LEN = 8
 

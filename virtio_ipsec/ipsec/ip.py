@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-from ..errors import PacketError, Reason
+from virtio_ipsec.errors import PacketError, Reason
 
 HOP_BY_HOP = 0
 IPV4_IN_IP = 4

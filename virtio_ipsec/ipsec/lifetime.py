@@ -6,8 +6,8 @@ or everything that the AH integrity check covers.
 
 from __future__ import annotations
 
-from ..errors import PacketError, Reason
-from ..wire.ipsec import Lifetime
+from virtio_ipsec.errors import PacketError, Reason
+from virtio_ipsec.wire.ipsec import Lifetime
 
 UNLIMITED = Lifetime()
 

@@ -6,8 +6,8 @@ routing) count as what they are at the receiver: a sender has to work that out, 
 
 from __future__ import annotations
 
-from ..errors import PacketError, Reason
-from . import ip
+from virtio_ipsec.errors import PacketError, Reason
+from virtio_ipsec.ipsec import ip
 
 _END, _NOP = 0, 1
 _LOOSE_ROUTE, _STRICT_ROUTE = 131, 137

@@ -11,10 +11,10 @@ from __future__ import annotations
 import struct
 from ipaddress import IPv4Address, IPv6Address
 
-from ..errors import PacketError, Reason
-from ..wire.numbers import IpsecOption
-from ..wire.tunnel import TunnelIPv4, TunnelIPv6
-from . import ip
+from virtio_ipsec.errors import PacketError, Reason
+from virtio_ipsec.ipsec import ip
+from virtio_ipsec.wire.numbers import IpsecOption
+from virtio_ipsec.wire.tunnel import TunnelIPv4, TunnelIPv6
 
 DEFAULT_TTL = 64
 NOT_ECT, ECT1, ECT0, CE = range(4)

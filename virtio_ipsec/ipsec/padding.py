@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ..errors import PacketError, Reason
-from . import ip
+from virtio_ipsec.errors import PacketError, Reason
+from virtio_ipsec.ipsec import ip
 
 _MONOTONE = bytes(range(1, 256))
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-from ..errors import PacketError, Reason
-from ..wire.numbers import IpsecOption
-from ..wire.tunnel import TunnelIPv4
-from . import ah, esp, ip, mutable, outer, padding, udp
-from .sa import InboundSa, OutboundSa, SaParams
+from virtio_ipsec.errors import PacketError, Reason
+from virtio_ipsec.ipsec import ah, esp, ip, mutable, outer, padding, udp
+from virtio_ipsec.ipsec.sa import InboundSa, OutboundSa, SaParams
+from virtio_ipsec.wire.numbers import IpsecOption
+from virtio_ipsec.wire.tunnel import TunnelIPv4
 
 _IP_IN_IP = {4: ip.IPV4_IN_IP, 6: ip.IPV6_IN_IP}
 _INNER_VERSION = {protocol: version for version, protocol in _IP_IN_IP.items()}

@@ -6,7 +6,7 @@ that was authenticated. (Some stacks accept T-W too; RFC 4303 A2.1 puts the left
 
 from __future__ import annotations
 
-from ..errors import PacketError, Reason
+from virtio_ipsec.errors import PacketError, Reason
 
 LOW_MASK = 0xFFFFFFFF
 

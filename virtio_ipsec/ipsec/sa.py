@@ -10,14 +10,14 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 
-from ..crypto.reference import AhTransform, EspTransform, ah_transform, esp_transform
-from ..errors import PacketError, Reason
-from . import ip
-from .lifetime import LifetimeCounters
-from .outer import TunnelHeader
-from .params import BadSaParameters as BadSaParameters
-from .params import SaParams as SaParams
-from .replay import ReplayWindow
+from virtio_ipsec.crypto.reference import AhTransform, EspTransform, ah_transform, esp_transform
+from virtio_ipsec.errors import PacketError, Reason
+from virtio_ipsec.ipsec import ip
+from virtio_ipsec.ipsec.lifetime import LifetimeCounters
+from virtio_ipsec.ipsec.outer import TunnelHeader
+from virtio_ipsec.ipsec.params import BadSaParameters as BadSaParameters
+from virtio_ipsec.ipsec.params import SaParams as SaParams
+from virtio_ipsec.ipsec.replay import ReplayWindow
 
 _LAST_32 = 0xFFFFFFFF
 _LAST_64 = 0xFFFFFFFFFFFFFFFF

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import struct
 
-from ..errors import PacketError, Reason
-from . import ip
+from virtio_ipsec.errors import PacketError, Reason
+from virtio_ipsec.ipsec import ip
 
 HEADER_LEN = 8
 PORT = 4500

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import BinaryIO, Literal, Protocol
 
-from ..errors import VirtioIpsecError
+from virtio_ipsec.errors import VirtioIpsecError
 
 #: Bytes of one packet that a file may claim: a 64 KB GSO send with its headers fits four times over.
 MAX_PACKET = 262_144

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
-from ..crypto.algorithms import UnsupportedAlgorithm, esp_suite
-from ..errors import ConfigError
-from ..wire.ipsec import IpsecSa
-from ..wire.numbers import AeadAlgo, CipherAlgo, IpsecMode, IpsecOption, MacAlgo
+from virtio_ipsec.crypto.algorithms import UnsupportedAlgorithm, esp_suite
+from virtio_ipsec.errors import ConfigError
+from virtio_ipsec.wire.ipsec import IpsecSa
+from virtio_ipsec.wire.numbers import AeadAlgo, CipherAlgo, IpsecMode, IpsecOption, MacAlgo
 
 #: Names of packet-ipsec.c; the preference file matches them literally.
 _AEADS = {

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
-from ..device.device import Device
-from ..driver.link import TRANSPORT_BITS
-from ..ring.chain import QueueLayout
-from ..ring.memory import Allocator, GuestMemory
-from ..wire.numbers import Feature, Status, mask
+from virtio_ipsec.device.device import Device
+from virtio_ipsec.driver.link import TRANSPORT_BITS
+from virtio_ipsec.ring.chain import QueueLayout
+from virtio_ipsec.ring.memory import Allocator, GuestMemory
+from virtio_ipsec.wire.numbers import Feature, Status, mask
 
 #: Address of the guest memory: not 0, so that a forgotten address is an error.
 _BASE = 0x1000

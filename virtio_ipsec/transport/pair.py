@@ -14,13 +14,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
-from ..device.device import Device
-from ..driver import Driver, DriverConfig, Offload, Received, SaHandle
-from ..driver.transmit import PLAIN
-from ..errors import VirtioIpsecError
-from ..wire.dialect import V14, Dialect
-from .capture import Interface, LinkType, Packet
-from .loopback import Loopback
+from virtio_ipsec.device.device import Device
+from virtio_ipsec.driver import Driver, DriverConfig, Offload, Received, SaHandle
+from virtio_ipsec.driver.transmit import PLAIN
+from virtio_ipsec.errors import VirtioIpsecError
+from virtio_ipsec.transport.capture import Interface, LinkType, Packet
+from virtio_ipsec.transport.loopback import Loopback
+from virtio_ipsec.wire.dialect import V14, Dialect
 
 
 class Where(StrEnum):

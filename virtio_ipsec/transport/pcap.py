@@ -10,7 +10,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
-from .capture import (
+from virtio_ipsec.transport.capture import (
     MAX_PACKET,
     ByteOrder,
     CaptureError,
@@ -23,7 +23,7 @@ from .capture import (
     check_packet,
     link_type,
 )
-from .pcapng import PcapngReader, PcapngWriter
+from virtio_ipsec.transport.pcapng import PcapngReader, PcapngWriter
 
 __all__ = [
     "CaptureError",

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from .capture import (
+from virtio_ipsec.transport.capture import (
     MAX_PACKET,
     ByteOrder,
     CaptureError,

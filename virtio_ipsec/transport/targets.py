@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 
-from ..device.config import DeviceConfig
-from ..device.device import Device
-from ..errors import ConfigError
-from ..wire.dialect import Dialect
-from .loopback import Loopback
+from virtio_ipsec.device.config import DeviceConfig
+from virtio_ipsec.device.device import Device
+from virtio_ipsec.errors import ConfigError
+from virtio_ipsec.transport.loopback import Loopback
+from virtio_ipsec.wire.dialect import Dialect
 
 #: Bytes of guest memory: room for all rings and for receive buffers of 64 KiB on every queue.
 _MEMORY = 64 << 20
