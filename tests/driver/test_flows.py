@@ -180,6 +180,18 @@ def test_clear_goes_in_reverse_dependency_order(fake: Any, flows: Flows) -> None
     assert kinds == [2] * 3 + [1] * 2 + [0] * 2
 
 
+def test_after_clear_an_sa_has_no_rules_to_destroy(fake: Any, start: Any, gcm: IpsecSa) -> None:
+    driver = start(fake)
+    handle = driver.sas.create_inbound(gcm)
+    driver.flows.protect(handle)
+    driver.flows.clear()
+    fake.commands.clear()
+    driver.destroy_inbound(handle)
+    assert [each[0] for each in fake.commands] == [0xD]
+    assert not handle.alive
+    assert handle.rules == ()
+
+
 def test_RO_DRV_03_destroyed_objects_are_not_used(fake: Any, flows: Flows) -> None:
     group, classifier = flows.group(1), flows.classifier([ANY_ETH])
     rule = flows.rule(group, classifier, bytes(14), 1)

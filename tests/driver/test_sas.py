@@ -11,13 +11,15 @@ import pytest
 
 from virtio_ipsec.crypto.algorithms import UnsupportedAlgorithm
 from virtio_ipsec.driver import DriverError, LimitReached, NotNegotiated
-from virtio_ipsec.errors import CommandFailed, ConfigError
+from virtio_ipsec.errors import CommandFailed, ConfigError, TransportError
 from virtio_ipsec.wire.dialect import RFC_2025_01
 from virtio_ipsec.wire.ipsec import IpsecSa, Lifetime
 from virtio_ipsec.wire.tunnel import TunnelIPv4, TunnelIPv6, TunnelRaw
 
 EINVAL = bytes.fromhex("1600 0300 00000000")
 KEY = bytes(range(16)) + bytes(16)
+#: UDP over IPv4, as much of it as the driver looks at.
+FRAME = bytes(12) + b"\x08\x00" + b"\x45" + bytes(7) + b"\x40\x11" + bytes(10) + bytes(20)
 
 
 def created(fake: Any) -> bytes:
@@ -292,7 +294,7 @@ def test_keys_are_in_no_repr_and_no_message(fake: Any, start: Any, gcm: IpsecSa)
 
 def test_rekeying_an_outbound_sa_makes_before_it_breaks(fake: Any, start: Any, gcm: IpsecSa) -> None:
     driver = start(fake)
-    frame = bytes(12) + b"\x08\x00" + b"\x45" + bytes(7) + b"\x40\x11" + bytes(10) + bytes(20)
+    frame = FRAME
     old = driver.sas.create_outbound(gcm, path_mtu=1400)
     fake.hold = True
     driver.send(frame, old)
@@ -320,6 +322,33 @@ def test_rekeying_twice_follows_the_chain(fake: Any, start: Any, gcm: IpsecSa) -
     third = driver.rekey_outbound(first, replace(gcm, spi=3))
     assert driver.sas.for_transmit(first) is third
     assert [handle.params.spi for handle in driver.sas.all()] == [3]
+
+
+def test_a_packet_is_sent_although_the_replaced_sa_cannot_be_destroyed(
+    fake: Any, start: Any, gcm: IpsecSa
+) -> None:
+    driver = start(fake)
+    old = driver.sas.create_outbound(gcm)
+    fake.replies[0xD] = [struct.pack("<HH4x", 16, 3)]
+    new = driver.rekey_outbound(old, replace(gcm, spi=2))
+    driver.send(FRAME, old)
+    assert len(fake.sent) == 1
+    assert driver.counters["sa_not_destroyed"] == 1
+    assert set(driver.sas.all()) == {old, new}
+    driver.sas.destroy(old)
+    assert driver.sas.all() == (new,)
+
+
+def test_keys_do_not_stay_in_guest_memory(fake: Any, start: Any, gcm: IpsecSa) -> None:
+    driver = start(fake)
+    driver.sas.create_outbound(gcm)
+    assert gcm.cipher_key not in fake.memory.read(0x10000, 16 << 20)
+    fake.replies[0xA] = [None]
+    with pytest.raises(TransportError):
+        driver.sas.create_outbound(gcm)
+    assert gcm.cipher_key in fake.memory.read(0x10000, 16 << 20)
+    driver.stop()
+    assert gcm.cipher_key not in fake.memory.read(0x10000, 16 << 20)
 
 
 def test_a_rekey_that_the_device_refuses_keeps_the_old_sa(fake: Any, start: Any, gcm: IpsecSa) -> None:

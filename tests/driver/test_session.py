@@ -377,3 +377,32 @@ def test_a_failed_start_gives_its_memory_back_at_the_next(fake: Any, start: Any)
 def test_dialects_do_not_share_the_header() -> None:
     assert V14.net_hdr(IPSEC).size == 32
     assert RFC_2025_01.net_hdr(IPSEC).size == 26
+
+
+@pytest.mark.parametrize("pairs", [0, 0x8001, 0xFFFF])
+def test_a_device_with_an_impossible_number_of_queue_pairs_is_given_up(
+    fake: Any, start: Any, pairs: int
+) -> None:
+    fake.config = fake.config[:8] + struct.pack("<H", pairs) + fake.config[10:]
+    with pytest.raises(TransportError, match="queue pairs"):
+        start(fake, 1 << 17 | 1 << 22)
+    assert not positions(fake.trace, "enable")
+    assert fake.trace[-1] == ("status", 0x80 | 11)
+
+
+def test_no_queue_is_enabled_twice(fake: Any, start: Any) -> None:
+    fake.admin_queue_index = lambda: 1
+    with pytest.raises(TransportError, match="queue 1"):
+        start(fake)
+    assert fake.trace.count(("enable", 1)) == 1
+
+
+def test_selectors_and_actions_are_set_ascending_and_once(fake: Any, start: Any) -> None:
+    """5.1.6.5.8.2: ordered, each only once; a device that gets it wrong is not copied."""
+    one = struct.pack("<BB2xB3x", 1, 0, 14) + b"\xff" * 14
+    two = struct.pack("<BB2xB3x", 2, 0, 20) + b"\xff" * 20
+    fake.caps[0x801] = struct.pack("<B7x", 3) + two + one + two
+    fake.caps[0x802] = struct.pack("<B7x", 4) + bytes((4, 1, 9, 1))
+    driver = start(fake)
+    assert [each.type for each in driver.caps.filter_selectors.selectors] == [1, 2]
+    assert driver.caps.filter_actions.actions == (1, 4)

@@ -16,6 +16,7 @@ from scapy.packet import Raw
 
 from virtio_ipsec.driver import DriverError, NotNegotiated, Offload, PathMtuExceeded, QueueFull
 from virtio_ipsec.driver.transmit import build, packet_lengths
+from virtio_ipsec.errors import RingError, TransportError
 from virtio_ipsec.wire.dialect import RFC_2025_01, V14
 from virtio_ipsec.wire.ipsec import IpsecSa
 from virtio_ipsec.wire.net_header import NetHdr
@@ -466,3 +467,44 @@ def test_queue_reset_sets_a_pair_up_anew(fake: Any, start: Any, gcm: IpsecSa) ->
 def test_queue_reset_needs_its_feature(fake: Any, start: Any) -> None:
     with pytest.raises(NotNegotiated, match="RING_RESET"):
         start(fake).reset_pair(0)
+
+
+@pytest.mark.parametrize("extra", [0, CSUM])
+def test_what_follows_the_ip_packet_counts_against_the_mtu(fake: Any, start: Any, extra: int) -> None:
+    driver = start(fake, 1 << 3 | extra)
+    frame = udp(100)
+    driver.send(frame + bytes(1500 - 128))
+    with pytest.raises(PathMtuExceeded):
+        driver.send(frame + bytes(1500 - 128 + 1))
+    assert [len(each) - 32 for each in fake.sent] == [1514]
+
+
+def test_a_packet_is_queued_once_even_when_the_kick_fails(fake: Any, start: Any, gcm: IpsecSa) -> None:
+    driver = start(fake)
+    handle = driver.sas.create_outbound(gcm)
+    kick, fake.kick = fake.kick, lambda _index: (_ for _ in ()).throw(TransportError("gone"))
+    with pytest.raises(TransportError):
+        driver.send(udp(100), handle)
+    assert (handle.in_flight, handle.packets) == (1, 1)
+    fake.kick = kick
+    fake.kick(1)
+    driver.reap()
+    assert handle.in_flight == 0
+    driver.sas.destroy(handle)
+
+
+@pytest.mark.parametrize("used", [(77, 0), (0, 1)])
+def test_a_device_that_lies_about_used_buffers_breaks_the_queue_and_no_count(
+    fake: Any, start: Any, gcm: IpsecSa, used: tuple[int, int]
+) -> None:
+    driver = start(fake)
+    handle = driver.sas.create_outbound(gcm)
+    fake.hold = True
+    driver.send(udp(100), handle)
+    fake.finish(1, *used)
+    for _ in range(2):
+        with pytest.raises(RingError):
+            driver.send(udp(100), handle)
+    assert handle.in_flight == 1
+    driver.stop()
+    assert handle.in_flight == 0

@@ -11,12 +11,14 @@ from virtio_ipsec.driver.control import Control
 from virtio_ipsec.driver.errors import DriverError, NotNegotiated, PathMtuExceeded
 from virtio_ipsec.driver.features import GUEST_GSO
 from virtio_ipsec.driver.flows import Flows
+from virtio_ipsec.driver.frames import ethernet_payload
 from virtio_ipsec.driver.link import Link
 from virtio_ipsec.driver.queues import ReceiveQueue, TransmitQueue
 from virtio_ipsec.driver.receive import Fault, ReceivedPacket, Refused, interpret
 from virtio_ipsec.driver.sas import SaHandle, Sas
 from virtio_ipsec.driver.session import Caps, Session
 from virtio_ipsec.driver.transmit import PLAIN, Offload, build, packet_lengths
+from virtio_ipsec.errors import CommandFailed
 from virtio_ipsec.wire.dialect import V14, Dialect
 from virtio_ipsec.wire.ipsec import IpsecSa
 from virtio_ipsec.wire.net_config import NetConfig
@@ -214,7 +216,8 @@ class Driver:
     ) -> None:
         """Queue an Ethernet frame on transmit queue ``queue``, protected by ``sa`` when given.
 
-        Raises PathMtuExceeded, NotNegotiated, DriverError or QueueFull; then nothing was queued.
+        Raises PathMtuExceeded, NotNegotiated, DriverError or QueueFull; then nothing was queued. TransportError
+        and RingError mean that the device is of no more use until it is started again.
         """
         features = self.features
         if not 0 <= queue < self._transmit_in_use:
@@ -223,20 +226,18 @@ class Driver:
             sa = self.sas.for_transmit(sa)
         overhead, mtu = (sa.overhead, min(sa.path_mtu or self.mtu, self.mtu)) if sa else (0, self.mtu)
         lengths = packet_lengths(frame, offload)
-        if max(lengths) + overhead > mtu:
-            raise PathMtuExceeded(max(lengths) + overhead, mtu)
-        number = None if sa is None else sa.id
-        header, data = build(frame, features, self.dialect, offload, sa_id=number)
+        needed = max(lengths) + overhead
+        header, data = build(frame, features, self.dialect, offload, sa_id=None if sa is None else sa.id)
+        if not offload.gso_size:
+            # What follows the IP packet in the frame is not sealed, but it is sent.
+            needed = max(needed, len(data) - ethernet_payload(data)[0])
+        if needed > mtu:
+            raise PathMtuExceeded(needed, mtu)
+        self._transmit[queue].put(self._header.build(header) + data, sa)
         if sa is not None:
             sa.in_flight += 1
-        try:
-            self._transmit[queue].send(self._header.build(header) + data, sa)
-        except BaseException:
-            if sa is not None:
-                sa.in_flight -= 1
-            raise
-        if sa is not None:
             sa.count(lengths)
+        self._transmit[queue].flush()
         self._retire()
 
     def receive(self) -> list[Received]:
@@ -316,9 +317,14 @@ class Driver:
         self.sas.destroy(sa)
 
     def _retire(self) -> None:
+        """Destroy replaced SAs that nothing names any more. One that the device will not let go stays among
+        ``sas.all()``: that is no reason for a packet to fail."""
         if self._sas is not None:
-            for sa in self._sas.drained():
-                self._sas.destroy(sa)
+            for sa in self._sas.take_drained():
+                try:
+                    self._sas.destroy(sa)
+                except CommandFailed:
+                    self.counters["sa_not_destroyed"] += 1
 
     def _sent(self, sa: SaHandle | None) -> None:
         if sa is not None:

@@ -196,13 +196,13 @@ class Flows:
 
     def destroy_rule(self, rule: Rule) -> None:
         """Destroy a rule; a rule that several SAs share goes with the last of them."""
-        same = self._rules.get(rule.group.id, {}).get(rule.priority, {})
-        if same.get(rule.masked) is not rule:
+        if not self._is_live(rule):
             raise DriverError(f"rule {rule.id} has been destroyed")
         if rule.users > 1:
             rule.users -= 1
             return
         self._admin.destroy(ResourceType.NET_FF_RULE, rule.id)
+        same = self._rules[rule.group.id][rule.priority]
         del same[rule.masked]
         if not same:
             del self._rules[rule.group.id][rule.priority]
@@ -263,9 +263,11 @@ class Flows:
         return sa.rules[len(before) :]
 
     def unprotect(self, sa: SaHandle, *, keep: int = 0) -> None:
-        """Destroy the rules that feed ``sa``, the latest first, but for the first ``keep``."""
+        """Destroy the rules that feed ``sa``, the latest first, but for the first ``keep``. Rules that
+        :meth:`clear` has taken away already are forgotten."""
         while len(sa.rules) > keep:
-            self.destroy_rule(sa.rules[-1])
+            if self._is_live(sa.rules[-1]):
+                self.destroy_rule(sa.rules[-1])
             sa.rules = sa.rules[:-1]
 
     def _protect_one(self, sa: SaHandle, version: int, recirculate: bool) -> Rule:
@@ -316,6 +318,9 @@ class Flows:
         rule = self.rule(self.group(_IPSEC_PRIORITY), classifier, keys, action)
         self._feeding[classifier.id, keys, action] = rule
         return rule
+
+    def _is_live(self, rule: Rule) -> bool:
+        return self._rules.get(rule.group.id, {}).get(rule.priority, {}).get(rule.masked) is rule
 
     def _must_live(self, group: Group, classifier: Classifier) -> None:
         if self._groups.get(group.id) is not group:

@@ -60,8 +60,9 @@ class RequestQueue:
         return answer
 
     def release(self) -> None:
-        """Free the buffers, after the device has been reset."""
-        for address, _ in self._buffers.values():
+        """Clear and free the buffers, after the device has been reset."""
+        for address, room in self._buffers.values():
+            self._link.memory.write(address, bytes(room))
             self._link.allocator.free(address)
         self._buffers.clear()
 
@@ -92,10 +93,10 @@ class TransmitQueue(Generic[Token]):
         self._index = index
         self._ring = ring
         self._done = done
-        self.in_flight = 0
 
-    def send(self, buffer: bytes, token: Token) -> None:
-        """Queue one header and frame. QueueFull when there is no room even after reaping."""
+    def put(self, buffer: bytes, token: Token) -> None:
+        """Place one header and frame; :meth:`flush` shows it to the device. QueueFull when there is no room
+        even after reaping. When this raises, nothing was placed, and ``done`` never hears of the token."""
         self.reap()
         if not self._ring.free:
             self._link.poll(0)
@@ -105,7 +106,9 @@ class TransmitQueue(Generic[Token]):
         address = self._link.allocator.alloc(len(buffer), 16)
         self._link.memory.write(address, buffer)
         self._ring.add([Segment(address, len(buffer))], [], (address, token))
-        self.in_flight += 1
+
+    def flush(self) -> None:
+        """Show the device what was placed, and take back what it has consumed."""
         self._ring.publish()
         if self._ring.should_kick():
             self._link.kick(self._index)
@@ -117,14 +120,12 @@ class TransmitQueue(Generic[Token]):
             address, token = cast("tuple[int, Token]", lost)
             self._link.allocator.free(address)
             self._done(token)
-        self.in_flight = 0
 
     def reap(self) -> None:
         """Take back what the device has consumed."""
         for used in self._ring.poll():
             address, token = cast("tuple[int, Token]", used.token)
             self._link.allocator.free(address)
-            self.in_flight -= 1
             self._done(token)
 
 

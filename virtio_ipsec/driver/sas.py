@@ -171,16 +171,18 @@ class Sas:
         return handle
 
     def rekey_outbound(self, old: SaHandle, sa: IpsecSa) -> SaHandle:
-        """Make before break: create the new SA, then switch. ``drained`` says when the old one can go."""
+        """Make before break: create the new SA, then switch. ``take_drained`` says when the old one can go."""
         old = self.for_transmit(old)
         new = self.create_outbound(sa, path_mtu=old.path_mtu)
         old.successor = new
         self._replaced.add(old)
         return new
 
-    def drained(self) -> tuple[SaHandle, ...]:
-        """Replaced outbound SAs that no queued packet names any more."""
-        return tuple(each for each in self._replaced if not each.in_flight)
+    def take_drained(self) -> tuple[SaHandle, ...]:
+        """Replaced outbound SAs that no queued packet names any more; each is reported once."""
+        drained = tuple(each for each in self._replaced if not each.in_flight)
+        self._replaced.difference_update(drained)
+        return drained
 
     def _create(self, sa: IpsecSa) -> SaHandle:
         kind = _TYPES[Direction(sa.direction)]

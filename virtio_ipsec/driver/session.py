@@ -80,6 +80,8 @@ _CONFIG_FIELDS: Mapping[str, tuple[Feature, ...]] = {
     "supported_hash_types": (Feature.NET_F_RSS, Feature.NET_F_HASH_REPORT),
 }
 _GENERATIONS = 100
+#: virtio v1.4 5.1.4.1
+_MOST_PAIRS = 0x8000
 _SMALL_QUEUE = 64
 #: Result lengths that hold 255 entries of every counted capability.
 _CAP_RESULT: Mapping[int, int] = {
@@ -122,6 +124,7 @@ class Session:
         self.discovery_error: VirtioIpsecError | None = None
         self.data_rings: dict[int, DriverQueue] = {}
         self._layouts: list[QueueLayout] = []
+        self._indices: set[int] = set()
         self._requesters: list[RequestQueue] = []
 
     def start(self) -> None:
@@ -185,7 +188,11 @@ class Session:
         return self.net
 
     def ring(self, index: int, wanted: int) -> DriverQueue:
-        """Lay out queue ``index`` with up to ``wanted`` entries and enable it."""
+        """Lay out queue ``index`` with up to ``wanted`` entries and enable it. TransportError when the device
+        gives the place to another queue already, or has no room for it."""
+        if index in self._indices:
+            raise TransportError(f"the device has queue {index} for two purposes")
+        self._indices.add(index)
         most = self._link.queue_max_size(index)
         size = min(wanted, most)
         if not has(self.features, Feature.F_RING_PACKED) and size:
@@ -243,6 +250,8 @@ class Session:
         config, features = self._config, self.features
         multi = has(features, Feature.NET_F_MQ) or has(features, Feature.NET_F_RSS)
         most = self.net.max_virtqueue_pairs if multi else 1
+        if not 1 <= most <= _MOST_PAIRS:
+            raise TransportError(f"the device says that it has {most} queue pairs; 1 to {_MOST_PAIRS} can be")
         self.pairs = max(1, min(config.queue_pairs, most))
         for index in range(2 * self.pairs):
             self.data_rings[index] = self.ring(index, config.queue_size)
@@ -306,7 +315,7 @@ class Session:
             CapId.NET_FF_RESOURCE_CAP: lambda cap: cap,
             CapId.NET_FF_SELECTOR_CAP: self._selectors,
             CapId.NET_FF_ACTION_CAP: lambda cap: FfActionCap(
-                tuple(action for action in cap.actions if action in FfAction._value2member_map_)
+                tuple(sorted({*cap.actions} & FfAction._value2member_map_.keys()))
             ),
             CapId.NET_IPSEC_RESOURCE_CAP: lambda cap: IpsecResourceCap(
                 min(cap.inb_sa_limit, self._config.inbound_sas),
@@ -316,13 +325,13 @@ class Session:
         }
 
     def _selectors(self, cap: FfSelectorCap) -> FfSelectorCap:
-        return FfSelectorCap(
-            tuple(
-                replace(each, flags=each.flags & SelectorFlag.PARTIAL_MASK)
-                for each in cap.selectors
-                if each.type in self._dialect.selector_types and len(each.mask) == LENGTHS[each.type]
-            )
-        )
+        """The known selectors, each once, ascending."""
+        known = {
+            each.type: replace(each, flags=each.flags & SelectorFlag.PARTIAL_MASK)
+            for each in cap.selectors
+            if each.type in self._dialect.selector_types and len(each.mask) == LENGTHS[each.type]
+        }
+        return FfSelectorCap(tuple(known[kind] for kind in sorted(known)))
 
     def _modes(self, cap: IpsecSaCap) -> IpsecSaCap:
         """The known modes, each once, ascending (E47)."""
