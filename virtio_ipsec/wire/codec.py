@@ -8,7 +8,7 @@ zero. ``Codec.parse`` follows it; ``complete=True`` (a reader that must not inve
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
 from virtio_ipsec.errors import WireError
@@ -89,27 +89,28 @@ def trailing(data: bytes, at: int) -> list[FieldView]:
 
 
 class Record(Codec[T]):
-    """A structure of fixed size whose members are, name by name, the attributes of a dataclass."""
+    """A structure of fixed size whose members are, one by one, the attributes of a dataclass."""
 
     def __init__(self, name: str, fields: Sequence[Field], value_type: Callable[..., T]) -> None:
         self.name = name
         self.members = Members(name, fields)
         self.size = self.fixed_size = self.members.size
         self.value_type = value_type
+        self._values = self.members.getter()
 
     def build(self, value: T) -> bytes:
-        return self.members.pack(self.take_apart(value))
+        return self.members.pack_values(self.take_apart(value))
 
     def read(self, data: bytes, at: int) -> tuple[T, int]:
-        return self.put_together(self.members.unpack(data, at)), at + self.fixed_size
+        return self.put_together(self.members.unpack_values(data, at)), at + self.fixed_size
 
-    def take_apart(self, value: T) -> dict[str, Any]:
-        """The members of a value."""
-        return {name: getattr(value, name) for name in self.members.attributes}
+    def take_apart(self, value: T) -> Sequence[Any]:
+        """The members of a value, in the structure's order."""
+        return self._values(value)
 
-    def put_together(self, members: Mapping[str, Any]) -> T:
-        """The value that has these members."""
-        return self.value_type(**members)
+    def put_together(self, members: Sequence[Any]) -> T:
+        """The value that has these members, which come in the structure's order."""
+        return self.value_type(*members)
 
     def layout(self) -> tuple[FieldLayout, ...]:
         return tuple(field_layout(self.members.fields))
@@ -119,7 +120,8 @@ class Record(Codec[T]):
 
 
 class Headed(Codec[T]):
-    """A fixed head followed by bytes that reach to the end of the input.
+    """A fixed head followed by bytes that reach to the end of the input; head and bytes are, one by one, the
+    attributes of a dataclass.
 
     ``tail`` is their name in the specification, ``to`` the attribute that holds them; what is built is padded
     to a multiple of ``align``. ``may_hold_keys`` keeps them out of what ``annotate`` shows; ``annotate.py``
@@ -147,17 +149,16 @@ class Headed(Codec[T]):
         self.to = to
         self.align = align
         self.may_hold_keys = may_hold_keys
+        self._values = self.members.getter()
 
     def build(self, value: T) -> bytes:
-        head = self.members.pack({name: getattr(value, name) for name in self.members.attributes})
-        whole: bytes = head + getattr(value, self.to)
+        whole: bytes = self.members.pack_values(self._values(value)) + getattr(value, self.to)
         return whole + bytes(-len(whole) % self.align)
 
     def read(self, data: bytes, at: int) -> tuple[T, int]:
-        arguments = self.members.unpack(data, at)
         end = at + self.fixed_size
-        arguments[self.to] = data[end:]
-        return self.value_type(**arguments), max(end, len(data))
+        value = self.value_type(*self.members.unpack_values(data, at), data[end:])
+        return value, max(end, len(data))
 
     def layout(self) -> tuple[FieldLayout, ...]:
         return (*field_layout(self.members.fields), FieldLayout(self.tail, self.fixed_size, None))

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum, IntFlag
 from functools import cached_property
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import construct
@@ -208,7 +209,8 @@ class Members:
         self.fields = tuple(fields)
         self.size = sum(each.size for each in fields)
         self.attributes = tuple(f.attribute for f in fields if f.kind != "reserved")
-        self._octets = tuple((f.attribute, f.size) for f in fields if f.kind == "octets")
+        numbered = enumerate(f for f in fields if f.kind != "reserved")
+        self._octets = tuple((index, f.size) for index, f in numbered if f.kind == "octets")
 
     @property
     def definition(self) -> construct.Struct:
@@ -229,14 +231,20 @@ class Members:
 
     def pack(self, members: Mapping[str, Any]) -> bytes:
         """Bytes of the members. WireError when one does not fit."""
-        for name, size in self._octets:
+        return self.pack_values([members[name] for name in self.attributes])
+
+    def pack_values(self, values: Sequence[Any]) -> bytes:
+        """As :meth:`pack`, of member values in the order of ``attributes``."""
+        for index, size in self._octets:
             # struct would cut or fill what has another length.
-            if len(members[name]) != size:
-                raise WireError(f"{self.name}.{name}: {len(members[name])} bytes where {size} are needed")
+            if len(values[index]) != size:
+                where = f"{self.name}.{self.attributes[index]}"
+                raise WireError(f"{where}: {len(values[index])} bytes where {size} are needed")
         try:
-            return self.packer.pack(*[members[name] for name in self.attributes])
+            return self.packer.pack(*values)
         except struct.error as error:
-            raise WireError(f"{self.name}: {self._misfit(members)}") from error
+            misfit = self._misfit(dict(zip(self.attributes, values, strict=True)))
+            raise WireError(f"{self.name}: {misfit}") from error
 
     def _misfit(self, members: Mapping[str, Any]) -> str:
         """Which member ``struct`` refused. Only numbers are quoted: octets may be keys."""
@@ -249,9 +257,20 @@ class Members:
 
     def unpack(self, data: bytes, at: int) -> dict[str, Any]:
         """Members of the bytes from ``at`` on, zeros standing in for missing ones."""
+        return dict(zip(self.attributes, self.unpack_values(data, at), strict=True))
+
+    def unpack_values(self, data: bytes, at: int) -> tuple[Any, ...]:
+        """As :meth:`unpack`, only the values, in the order of ``attributes``."""
         if len(data) - at < self.size:
             data, at = data[at:].ljust(self.size, b"\0"), 0
-        return dict(zip(self.attributes, self.packer.unpack_from(data, at), strict=True))
+        return self.packer.unpack_from(data, at)
+
+    def getter(self) -> Callable[[Any], Sequence[Any]]:
+        """Takes the values, in the order of ``attributes``, from an object that has these attributes."""
+        if len(self.attributes) > 1:
+            return attrgetter(*self.attributes)
+        only = attrgetter(*self.attributes)
+        return lambda value: (only(value),)
 
 
 def _format(member: construct.Construct[Any, Any]) -> str:

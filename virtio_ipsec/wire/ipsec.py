@@ -6,7 +6,7 @@ The January-2025 forms of the same values are in ``ipsec_rfc202501.py``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -31,6 +31,7 @@ from virtio_ipsec.wire.tunnel import NO_TUNNEL, TunnelParam, TunnelParamCodec
 
 KEY_BYTES = 32
 """Room for key material in a key blob; longer keys cannot be carried (E27)."""
+_KEYS = ("cipher_key", "auth_key")
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,34 +119,33 @@ class SaCodec(Record[IpsecSa]):
         super().__init__("virtio_crypto_resource_obj_ipsec_sa_256b_key", fields, IpsecSa)
         self.param = param
         self.absent = absent
-        self._plain = tuple(
-            name for name in self.members.attributes if "_key" not in name and name not in ("param", "life")
-        )
+        self._absent_default = IpsecSa.__dataclass_fields__[absent].default
+        #: Members that are structures themselves.
+        self._inner: dict[str, Codec[Any]] = {"param": param}
+        if absent != "life":
+            self._inner["life"] = LIFETIME
+        self._at = {name: index for index, name in enumerate(self.members.attributes)}
 
-    def take_apart(self, value: IpsecSa) -> dict[str, Any]:
-        default = IpsecSa.__dataclass_fields__[self.absent].default
-        if getattr(value, self.absent) != default:
+    def take_apart(self, value: IpsecSa) -> list[Any]:
+        if getattr(value, self.absent) != self._absent_default:
             raise WireError(f"{self.name}: this dialect has no field for {self.absent}")
-        members: dict[str, Any] = {name: getattr(value, name) for name in self._plain}
-        members["param"] = self.param.build(value.param)
-        if self.absent != "life":
-            members["life"] = LIFETIME.build(value.life)
-        for name, key in (("cipher_key", value.cipher_key), ("auth_key", value.auth_key)):
+        members = list(super().take_apart(value))
+        for name, codec in self._inner.items():
+            members[self._at[name]] = codec.build(members[self._at[name]])
+        for name in _KEYS:
+            key = members[self._at[name]]
             if len(key) > KEY_BYTES:
                 raise WireError(f"{self.name}: {name} of {len(key)} bytes does not fit {KEY_BYTES}")
-            members[f"{name}_data"] = key.ljust(KEY_BYTES, b"\0")
-        members["cipher_key_length"] = value.cipher_key_length
-        members["auth_key_length"] = value.auth_key_length
+            members[self._at[name]] = key.ljust(KEY_BYTES, b"\0")
         return members
 
-    def put_together(self, members: Mapping[str, Any]) -> IpsecSa:
-        arguments = {name: members[name] for name in self._plain}
-        arguments["param"] = self.param.read(members["param"], 0)[0]
-        if self.absent != "life":
-            arguments["life"] = LIFETIME.read(members["life"], 0)[0]
-        for name in ("cipher_key", "auth_key"):
-            length = members[f"{name}_length"]
-            arguments[name] = members[f"{name}_data"][:length]
+    def put_together(self, members: Sequence[Any]) -> IpsecSa:
+        arguments = dict(zip(self.members.attributes, members, strict=True))
+        for name, codec in self._inner.items():
+            arguments[name] = codec.read(arguments[name], 0)[0]
+        for name in _KEYS:
+            length = arguments.pop(f"{name}_length")
+            arguments[name] = arguments[name][:length]
             if length > KEY_BYTES:
                 arguments[f"{name}_len"] = length
         return IpsecSa(**arguments)
@@ -167,7 +167,7 @@ def key_blob(name: str, *gap: Field) -> tuple[Field, ...]:
     return (
         le16(f"{name}.length", to=f"{name}_length"),
         *gap,
-        octets(f"{name}.data", KEY_BYTES, to=f"{name}_data", secret=True),
+        octets(f"{name}.data", KEY_BYTES, to=name, secret=True),
     )
 
 

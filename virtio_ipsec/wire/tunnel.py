@@ -6,10 +6,9 @@ numbers, 10.0.0.1 being 0x0a000001 (E23), unless the dialect says that the bytes
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
-from typing import Any, Literal
+from typing import Literal
 
 from virtio_ipsec.errors import WireError
 from virtio_ipsec.wire.codec import Codec
@@ -113,36 +112,27 @@ class TunnelParamCodec(Codec[TunnelParam]):
         return str(self._address4(raw))
 
     def build(self, value: TunnelParam) -> bytes:
-        members: dict[str, Any]
         if isinstance(value, TunnelIPv4):
-            members = {name: getattr(value, name) for name in ("dscp", "df", "ttl")}
-            members["type"] = TunnelType.IPV4
-            members["src_ip"] = int(value.src_ip).to_bytes(4, self._order)
-            members["dst_ip"] = int(value.dst_ip).to_bytes(4, self._order)
-            return self._four.pack(members).ljust(self.fixed_size, b"\0")
+            src, dst = (int(each).to_bytes(4, self._order) for each in (value.src_ip, value.dst_ip))
+            members = (TunnelType.IPV4, src, dst, value.dscp, value.df, value.ttl)
+            return self._four.pack_values(members).ljust(self.fixed_size, b"\0")
         if isinstance(value, TunnelIPv6):
-            members = {name: getattr(value, name) for name in ("flabel", "hlimit", "dscp")}
-            members["type"] = TunnelType.IPV6
-            members["src_addr"] = value.src_addr.packed
-            members["dst_addr"] = value.dst_addr.packed
-            return self._six.pack(members)
+            src, dst = value.src_addr.packed, value.dst_addr.packed
+            return self._six.pack_values((TunnelType.IPV6, src, dst, value.flabel, value.hlimit, value.dscp))
         room = self.fixed_size - 4
         if len(value.data) > room:
             raise WireError(f"{self.name}: {len(value.data)} bytes do not fit the union of {room}")
-        return self._raw.pack({"type": value.type, "data": value.data.ljust(room, b"\0")})
+        return self._raw.pack_values((value.type, value.data.ljust(room, b"\0")))
 
     def read(self, data: bytes, at: int) -> tuple[TunnelParam, int]:
         end = at + self.fixed_size
         kind = data[at] if at < len(data) else 0
-        m: Mapping[str, Any]
         if kind == TunnelType.IPV4:
-            m = self._four.unpack(data, at)
-            src, dst = self._address4(m["src_ip"]), self._address4(m["dst_ip"])
-            return TunnelIPv4(src, dst, m["dscp"], m["df"], m["ttl"]), end
+            _, src, dst, *rest = self._four.unpack_values(data, at)
+            return TunnelIPv4(self._address4(src), self._address4(dst), *rest), end
         if kind == TunnelType.IPV6:
-            m = self._six.unpack(data, at)
-            src6, dst6 = IPv6Address(m["src_addr"]), IPv6Address(m["dst_addr"])
-            return TunnelIPv6(src6, dst6, m["flabel"], m["hlimit"], m["dscp"]), end
+            _, src, dst, *rest = self._six.unpack_values(data, at)
+            return TunnelIPv6(IPv6Address(src), IPv6Address(dst), *rest), end
         return TunnelRaw(kind, data[at + 4 : end]), end
 
     def layout(self) -> tuple[FieldLayout, ...]:
