@@ -30,7 +30,7 @@ class Sealing(OutboundSaKind):
 # -- what is sealed ---------------------------------------------------------------------------------------
 
 
-@mutant("INF-08", "INF-24")
+@mutant("INF-08", "INF-22", "INF-23", "INF-24")
 class EtherTypeKept(Transmitter):
     """The EtherType stays that of the inner packet when the outer one has the other IP version."""
 
@@ -62,6 +62,17 @@ class AhCoversOptions(Transmitter):
         sealed = super().protect(sa, frame, l3)
         if sa.params.mode == IpsecMode.AH_TRANSPORT and (frame[14] == 0x46 or frame[20] == 60):
             return sealed[:80] + bytes((sealed[80] ^ 1,)) + sealed[81:]
+        return sealed
+
+
+@mutant("RFC-28", "INF-08", "RFC-09")
+class AhNamedEsp(Transmitter):
+    """What an AH mode makes is called ESP by the header in front of it, over IPv6."""
+
+    def protect(self, sa: OutboundSa, frame: bytes, l3: int) -> bytes:
+        sealed = super().protect(sa, frame, l3)
+        if sealed[14] >> 4 == 6 and sealed[20] == 51:
+            return sealed[:20] + b"\x32" + sealed[21:]
         return sealed
 
 

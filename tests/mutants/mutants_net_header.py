@@ -197,7 +197,7 @@ class EspAlwaysMarked(Rewriter):
         return replace(hdr, flags=hdr.flags | self.ctx.dialect.flag_security) if esp else hdr
 
 
-@mutant("RFC-15", "INF-06", "RFC-21")
+@mutant("RFC-15", "INF-06", "RFC-20", "RFC-21")
 class EspAlwaysMarkedInRfc(EspAlwaysMarked):
     """The same in the older dialect."""
 
