@@ -22,6 +22,7 @@ from ipsec_samples import (
     wire_sa,
 )
 
+from virtio_ipsec.crypto.algorithms import UnsupportedAlgorithm
 from virtio_ipsec.errors import PacketError, Reason
 from virtio_ipsec.ipsec.process import inbound, outbound
 from virtio_ipsec.ipsec.sa import BadSaParameters, OutboundSa, SaParams
@@ -231,6 +232,21 @@ def test_a_wiped_sa_has_no_keys_and_processes_nothing() -> None:
         assert sender.sequence == 1
         with pytest.raises(BadSaParameters):
             sender.update(params(mode, OUT))
+
+
+def test_an_sa_wiped_before_its_first_packet_never_gets_a_keyed_transform() -> None:
+    for mode in IpsecMode:
+        protected = outbound(pair(mode)[0], PACKET)
+        sender, receiver = pair(mode)
+        for sa in (sender, receiver):
+            sa.wipe()
+            for take in (lambda: sa.esp, lambda: sa.ah):  # noqa: B023
+                with pytest.raises(UnsupportedAlgorithm):
+                    take()
+        for refused_by in (lambda: outbound(sender, PACKET), lambda: inbound(receiver, protected)):  # noqa: B023
+            with pytest.raises(PacketError) as refused:
+                refused_by()
+            assert refused.value.reason is Reason.UNKNOWN_SA
 
 
 def test_the_split_form_of_gcm_makes_the_same_packets() -> None:

@@ -257,11 +257,11 @@ def _mask(ids: Iterable[int]) -> int:
 
 
 def _checked(suite: Suite, cipher_key_len: int, auth_key_len: int) -> Suite:
-    for what, length, allowed in (
-        ("cipher_key", cipher_key_len, suite.cipher_key_lens),
-        ("auth_key", auth_key_len, suite.auth_key_lens),
-    ):
-        if length not in allowed:
-            lengths = "/".join(map(str, sorted(allowed)))
-            raise UnsupportedAlgorithm(f"{suite.name}: {what} is {length} octets, must be {lengths}")
-    return suite
+    if cipher_key_len not in suite.cipher_key_lens:
+        what, length, allowed = "cipher_key", cipher_key_len, suite.cipher_key_lens
+    elif auth_key_len not in suite.auth_key_lens:
+        what, length, allowed = "auth_key", auth_key_len, suite.auth_key_lens
+    else:
+        return suite
+    lengths = "/".join(map(str, sorted(allowed)))
+    raise UnsupportedAlgorithm(f"{suite.name}: {what} is {length} octets, must be {lengths}")

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 
 from virtio_ipsec.crypto.reference import AhTransform, EspTransform, ah_transform, esp_transform
 from virtio_ipsec.errors import PacketError, Reason
-from virtio_ipsec.ipsec import ip
 from virtio_ipsec.ipsec.lifetime import LifetimeCounters
 from virtio_ipsec.ipsec.outer import TunnelHeader
 from virtio_ipsec.ipsec.params import BadSaParameters as BadSaParameters
@@ -24,7 +22,11 @@ _LAST_64 = 0xFFFFFFFFFFFFFFFF
 
 
 class _Sa:
-    """What both directions share. ``stats`` counts refused packets by reason."""
+    """What both directions share. ``stats`` counts refused packets by reason.
+
+    The transform is keyed by the first packet that needs it, for SAs are made and replaced by the thousand and
+    many never see one. That cannot fail: :class:`SaParams` refuses keys that do not fit the suite.
+    """
 
     def __init__(self, params: SaParams) -> None:
         self.params = params
@@ -32,10 +34,7 @@ class _Sa:
         self.stats: Counter[Reason] = Counter()
         self._esp: EspTransform | None = None
         self._ah: AhTransform | None = None
-        if params.protocol == ip.AH:
-            self._ah = ah_transform(params.suite, params.auth_key, params.salt)
-        else:
-            self._esp = esp_transform(params.suite, params.cipher_key, params.auth_key, params.salt)
+        self._wiped = False
 
     @property
     def packets(self) -> int:
@@ -55,18 +54,22 @@ class _Sa:
     @property
     def esp(self) -> EspTransform:
         """Keyed transform of an ESP SA."""
-        assert self._esp is not None  # noqa: S101 - see check_usable
+        if self._esp is None:
+            params = self.params
+            self._esp = esp_transform(params.suite, params.cipher_key, params.auth_key, params.salt)
         return self._esp
 
     @property
     def ah(self) -> AhTransform:
         """Keyed transform of an AH SA."""
-        assert self._ah is not None  # noqa: S101 - see check_usable
+        if self._ah is None:
+            params = self.params
+            self._ah = ah_transform(params.suite, params.auth_key, params.salt)
         return self._ah
 
     def check_usable(self) -> None:
         """PacketError UNKNOWN_SA after :meth:`wipe`, HARD_LIFETIME at a hard limit."""
-        if self._esp is None and self._ah is None:
+        if self._wiped:
             raise PacketError(Reason.UNKNOWN_SA, "the SA was destroyed")
         self.lifetime.check()
 
@@ -80,11 +83,12 @@ class _Sa:
 
     def wipe(self) -> None:
         """Forget the keys; the SA processes nothing any more. Python keeps no stronger promise."""
+        self._wiped = True
         for transform in (self._esp, self._ah):
             if transform is not None:
                 transform.wipe()
         self._esp = self._ah = None
-        self.params = replace(self.params, salt=b"", cipher_key=b"", auth_key=b"")
+        self.params = self.params.without_keys()
 
 
 class OutboundSa(_Sa):
