@@ -149,9 +149,14 @@ class SaParams:
         )  # fmt: skip
 
     def changes_forbidden(self, other: SaParams) -> str | None:
-        """The first field in which ``other`` differs from this SA and that MODIFY must not change (E40)."""
+        """The first field in which ``other`` differs from this SA and that MODIFY must not change (E40).
+
+        Keys and salt in constant time: where QUERY hides them (E41), MODIFY must not let them be guessed.
+        """
         for name, attribute in _FIXED:
-            if getattr(self, attribute) != getattr(other, attribute):
+            mine, yours = getattr(self, attribute), getattr(other, attribute)
+            same = compare_digest(mine, yours) if isinstance(mine, bytes) else mine == yours
+            if not same:
                 return name
         return None
 
