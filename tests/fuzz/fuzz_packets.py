@@ -1,7 +1,7 @@
 """Fuzz the packet paths: net header + frame into transmit, frames from the wire into receive.
 
-Nothing may raise. Further: a buffer marked SECURITY never lets a frame out that is not IPsec; what receive
-delivers is never longer than what came, and a packet in error comes as it was.
+Nothing may raise. Further: a buffer marked SECURITY never lets a frame out that is not IPsec, nor any buffer
+megabytes; what receive delivers is never longer than what came, and a packet in error comes as it was.
 """
 
 from __future__ import annotations
@@ -27,15 +27,20 @@ from virtio_ipsec.wire.numbers import Feature, FfAction, IpsecMode, IpsecOption,
 
 FEATURES = plane.ALL | mask(Feature.NET_F_HOST_UDP_TUNNEL_GSO, Feature.NET_F_HOST_UDP_TUNNEL_GSO_CSUM)
 L2 = (plane.MAC + plane.PEER, plane.MAC + plane.PEER + b"\x81\0\0\x05")
+MOST = 1 << 21
+
+
+def length(data: bytes, more: int = 0) -> bytes:
+    """What a 16-bit length field can say of it."""
+    return (len(data) + more & 0xFFFF).to_bytes(2, "big")
 
 
 def ip_packet(rng: random.Random, protocol: int, body: bytes) -> tuple[bytes, bytes]:
     """(EtherType, packet) of either version, sometimes with options or extension headers."""
     if rng.random() < 0.5:
         options = bytes((1,)) * rng.choice((0, 0, 4, 40))
-        total = 20 + len(options) + len(body)
         fragment = rng.choice((0, 0, 0, 0x4000, 0x2000, 3))
-        head = bytes((0x45 + len(options) // 4, 0)) + total.to_bytes(2, "big") + b"\0\1"
+        head = bytes((0x45 + len(options) // 4, 0)) + length(options + body, 20) + b"\0\1"
         head += fragment.to_bytes(2, "big") + bytes((64, protocol, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2)) + options
         checksum = (
             0xFFFF - sum(int.from_bytes(head[i : i + 2], "big") for i in range(0, len(head), 2)) % 0xFFFF
@@ -44,22 +49,27 @@ def ip_packet(rng: random.Random, protocol: int, body: bytes) -> tuple[bytes, by
     for kind in rng.choices((0, 43, 44, 60), k=rng.choice((0, 0, 1, 3))):
         body = bytes((protocol, 0)) + rng.choice((bytes(6), rng.randbytes(6))) + body
         protocol = kind
-    head = b"\x60\0\0\0" + len(body).to_bytes(2, "big") + bytes((protocol, 64)) + bytes(16) + b"\1" * 16
+    if rng.random() < 0.02:  # 2 KB of options each, as long as they fit
+        for _ in range(rng.randrange(32)):
+            body = bytes((protocol, 255)) + bytes(2046) + body
+            protocol = 60
+    head = b"\x60\0\0\0" + length(body) + bytes((protocol, 64)) + bytes(16) + b"\1" * 16
     return b"\x86\xdd", head + body
 
 
 def clear_frame(rng: random.Random) -> bytes:
     """A frame with UDP, TCP, ESP or VXLAN in IP."""
-    data = bytes(rng.choice((0, 1, 20, 300, 3000)))
-    udp = b"\0\1\x11\x94" + (8 + len(data)).to_bytes(2, "big") + b"\0\0" + data
+    data = bytes(rng.choice((0, 1, 20, 300, 3000)) if rng.random() < 0.95 else rng.randrange(65536))
+    udp = b"\0\1\x11\x94" + length(data, 8) + b"\0\0" + data
     tcp = bytes(12) + b"\x50\x18" + bytes(6) + data
     choice = rng.randrange(4)
     if choice == 3:
         _, inner = ip_packet(rng, 6, tcp)
         vxlan = bytes(8) + bytes(12) + b"\x08\0" + inner
-        udp = b"\0\1\x12\xb5" + (8 + len(vxlan)).to_bytes(2, "big") + b"\0\0" + vxlan
+        udp = b"\0\1\x12\xb5" + length(vxlan, 8) + b"\0\0" + vxlan
     ethertype, packet = ip_packet(rng, (17, 6, 50, 17)[choice], (udp, tcp, bytes(40), udp)[choice])
-    return rng.choice(L2) + ethertype + packet
+    tags = b"\x81\0\0\x05" * (rng.randrange(20000) if rng.random() < 0.005 else 0)
+    return rng.choice(L2) + tags + ethertype + packet
 
 
 def protected_frame(rng: random.Random) -> bytes:
@@ -70,7 +80,7 @@ def protected_frame(rng: random.Random) -> bytes:
         esp = plane.seal(packet, 4 if packet[0] >> 4 == 4 else 41, rng.randrange(1, 1 << 32))
         protocol = 50
         if rng.random() < 0.2:
-            esp = b"\x11\x94\x11\x94" + (8 + len(esp)).to_bytes(2, "big") + b"\0\0" + esp
+            esp = b"\x11\x94\x11\x94" + length(esp, 8) + b"\0\0" + esp
             protocol = 17
         ethertype, packet = ip_packet(rng, protocol, esp)
     return rng.choice(L2) + ethertype + packet
@@ -108,7 +118,7 @@ def buffer(dialect: Dialect) -> Callable[[random.Random], bytes]:
                 (0, 0, fitting, fitting, fitting, rng.choice((1, 3, 4, 5, 0x21, 0x41, 0x81)))
             ),
             "gso_size": rng.choice((0, 1, 8, 100, 1448, 65535)),
-            "csum_start": rng.choice((headers.l4, headers.l4, 84, rng.randrange(120))),
+            "csum_start": rng.choice((headers.l4, headers.l4, 84, rng.randrange(120))) & 0xFFFF,
             "csum_offset": rng.choice((16 if tcp else 6, 16 if tcp else 6, rng.randrange(30))),
         }
         if ctx.has(Feature.NET_F_IPSEC):
@@ -146,6 +156,7 @@ def transmit(dialect: Dialect) -> Callable[[bytes], None]:
 
     def run(data: bytes) -> None:
         frames = Transmitter(ctx).transmit(data, 1)
+        assert sum(map(len, frames)) < max(MOST, 2 * len(data))
         if data and data[0] & ctx.dialect.flag_security:
             at = ctx.header.parse(data).outer_nh_offset if frames else 0
             for frame in frames:
