@@ -62,7 +62,12 @@ class DataPath:
         bench.start(want=want, without=without)
         self.bench = bench
         self.caps = sas.enable(bench)
+        self._limits = {
+            OUTBOUND: self.caps.resources.outb_sa_limit,
+            INBOUND: self.caps.resources.inb_sa_limit,
+        }
         self._ids = {OUTBOUND: 0, INBOUND: 0}
+        self._freed: dict[int, list[int]] = {OUTBOUND: [], INBOUND: []}
         self._flows: Flows | None = None
         self._group: int | None = None
         self._opened: set[tuple[int, int, int]] = set()
@@ -116,11 +121,19 @@ class DataPath:
         name = str(fields.setdefault("suite", self.suite(mode)))
         value = sas.make(self.bench, direction, **fields)  # type: ignore[arg-type]
         self.need(mode, value.options)
-        self._ids[type] += 1
-        id = self._ids[type] - 1
+        id = self._take(type)
         demand(sas.install(self.bench, id, value))
         suite = by_name(name, Protocol.AH if mode in sas.AH_MODES else Protocol.ESP)
         return Sa(id, value, suite, Peer(self.bench, value, outer))
+
+    def _take(self, type: ResourceType) -> int:
+        """An id that was not used before; when there is none left, one whose SA was destroyed."""
+        if self._ids[type] < self._limits[type]:
+            self._ids[type] += 1
+            return self._ids[type] - 1
+        if not self._freed[type]:
+            raise Unsupported(f"the device holds no more than {self._limits[type]} SAs of type {type.name}")
+        return self._freed[type].pop()
 
     def peer_with(self, sa: Sa, **fields: object) -> Sa:
         """The same SA with another peer, to whom some ``fields`` differ."""
@@ -129,7 +142,9 @@ class DataPath:
 
     def destroy(self, sa: Sa) -> None:
         """DESTROY an SA. Raises CommandFailed."""
-        demand(self.bench.admin.destroy(sas.TYPES[Direction(sa.value.direction)], sa.id))
+        type = sas.TYPES[Direction(sa.value.direction)]
+        demand(self.bench.admin.destroy(type, sa.id))
+        self._freed[type].append(sa.id)
 
     # -- transmit -----------------------------------------------------------------------------------------
 
@@ -175,7 +190,7 @@ class DataPath:
         if self._group is None:
             self._group = self.flows.group(1)
         matches = flows.udp_port(version, port) if number == UDP else flows.protocol(version, number)
-        self.flows.rule(self._group, matches, action, priority=len(self._opened) % 8)
+        self.flows.rule(self._group, matches, action)
         self._opened.add((version, number, port))
 
     # -- judging ------------------------------------------------------------------------------------------

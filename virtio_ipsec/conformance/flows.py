@@ -114,11 +114,20 @@ class Flows:
         )
 
     def _next(self, type: ResourceType) -> int:
+        limit = {
+            GROUP: self.limits.groups_limit,
+            CLASSIFIER: self.limits.classifiers_limit,
+            RULE: min(self.limits.rules_limit, self.limits.rules_per_group_limit),
+        }[type]
+        if self._ids[type] >= limit:
+            raise Unsupported(f"the flow filter is too small for this case: {limit} of {type.name}")
         self._ids[type] += 1
         return self._ids[type] - 1
 
     def need(self, *matches: Match) -> None:
-        """Unsupported when the device's selector capability does not cover these."""
+        """Unsupported when the device cannot have a classifier of just these selectors."""
+        if len(matches) > self.limits.selectors_per_classifier_limit:
+            raise Unsupported(f"the device has no classifiers of {len(matches)} selectors")
         by_type = {s.type: s for s in self.selectors.selectors}
         for wanted in matches:
             found = by_type.get(wanted.type)
@@ -168,6 +177,8 @@ class Flows:
         Raises CommandFailed, Unsupported.
         """
         self.need_action(action)
+        if priority and priority >= self.limits.last_rule_priority:
+            raise Unsupported(f"the flow filter is too small for this case: rule priority {priority}")
         classifier = self.classifier(*matches)
         id = self._next(RULE)
         keys = b"".join(m.key for m in matches)

@@ -69,7 +69,10 @@ def run_case(
     except CheckFailed:
         pass
     except Unsupported as error:
-        verdict, reason = Verdict.UNSUPPORTED, str(error)
+        reason = str(error)
+        # What was found wrong before the case could not go on stands.
+        if all(check.verdict is Verdict.PASS for check in bench.checks):
+            verdict = Verdict.UNSUPPORTED
     except Wedged as error:
         verdict, reason = Verdict.WEDGED, str(error)
     except VirtioIpsecError as error:

@@ -7,7 +7,16 @@ from virtio_ipsec.conformance.admin import demand
 from virtio_ipsec.conformance.bench import Bench
 from virtio_ipsec.conformance.case import case
 from virtio_ipsec.conformance.datapath import DataPath
-from virtio_ipsec.conformance.flows import RULE, Flows, ethernet, match, network, protocol, udp_port
+from virtio_ipsec.conformance.flows import (
+    CLASSIFIER,
+    RULE,
+    Flows,
+    ethernet,
+    match,
+    network,
+    protocol,
+    udp_port,
+)
 from virtio_ipsec.conformance.frames import ESP, TCP, UDP, Shape
 from virtio_ipsec.conformance.packets import PEER_MAC, RxFrame
 from virtio_ipsec.conformance.verdict import Unsupported
@@ -294,8 +303,9 @@ def selector_tcp_flags(bench: Bench) -> None:
     syn = match(SelectorType.TCP, {13: b"\x02"}, masks={13: b"\x02"})
     matches = (*protocol(4, TCP), syn)
     flows.need(*matches)
-    reply = flows.put_classifier(9, *matches)
+    reply = flows.put_classifier(0, *matches)
     bench.require("INF-32", reply.ok, "a mask of one TCP control bit is accepted", reply)
+    demand(flows.destroy(CLASSIFIER, 0))
     flows.rule(flows.group(1), matches, DROP)
     for flags, times in ((0x02, 0), (0x12, 0), (0x10, 1)):
         packet = frames.packet(shape=Shape(protocol=TCP, flags=flags))

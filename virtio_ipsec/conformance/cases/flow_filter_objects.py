@@ -95,7 +95,8 @@ def object_commands(bench: Bench) -> None:
         "the four object commands are listed",
         sorted(map(hex, supported)),
     )
-    flows.need(*MATCH, *protocol(4, UDP))
+    flows.need(*MATCH)
+    flows.need(*protocol(4, UDP))
     narrow = tuple(m.selector for m in protocol(4, UDP))
     versions = {
         GROUP: (FF_GROUP.build(FfGroup(3)), FF_GROUP.build(FfGroup(4))),
@@ -248,7 +249,7 @@ def rule_queue(bench: Bench) -> None:
     direct = _rule(0, 0, action=FfAction.DIRECT_RX_VQ)
     for index in (1, bench.target.admin_queue_index(), 0xFFFF):
         _refused(bench, flows.put_rule(0, replace(direct, vq_index=index)), f"vq_index {index}")
-    reply = flows.put_rule(1, direct)
+    reply = flows.put_rule(0, direct)
     bench.check("NET-FF-DEV-09", reply.ok, "a rule with vq_index 0 is accepted", reply)
 
 
@@ -260,11 +261,14 @@ def rule_priority(bench: Bench) -> None:
     reported.
     """
     flows = _rule_base(bench, last_rule_priority=4)
-    reply = flows.put_rule(0, _rule(0, 0, rule_priority=3))
-    bench.check("NET-FF-DEV-09", reply.ok, "rule_priority 3 of 4 is accepted", reply)
-    _refused(bench, flows.put_rule(1, _rule(0, 0, rule_priority=5)), "rule_priority 5 of 4")
-    edge = flows.put_rule(2, _rule(0, 0, rule_priority=4))
-    bench.reading("E73", "last_rule_priority can be used" if edge.ok else "last_rule_priority is excluded")
+    replies = {}
+    for priority in (3, 5, 4):
+        replies[priority] = flows.put_rule(0, _rule(0, 0, rule_priority=priority))
+        if replies[priority].ok:
+            demand(flows.destroy(RULE, 0))
+    bench.check("NET-FF-DEV-09", replies[3].ok, "rule_priority 3 of 4 is accepted", replies[3])
+    _refused(bench, replies[5], "rule_priority 5 of 4")
+    bench.reading("E73", f"last_rule_priority {'can be used' if replies[4].ok else 'is excluded'}")
 
 
 @case("ff-rule-id", "NET-FF-DEV-09", needs=("admin", "flow_filter"))
@@ -294,7 +298,7 @@ def rule_key_length(bench: Bench) -> None:
         fault = f"key_length {len(keys)} instead of {len(KEYS)}"
         _refused(bench, reply, fault)
         bench.check("INF-35", not reply.ok, f"a rule with {fault} is refused", reply)
-    reply = flows.put_rule(1, _rule(0, 0))
+    reply = flows.put_rule(0, _rule(0, 0))
     bench.check("INF-35", reply.ok, f"a rule with key_length {len(KEYS)} is accepted", reply)
 
 
@@ -336,6 +340,8 @@ def partial_mask_full(bench: Bench) -> None:
     flows.need(full)
     reply = flows.put_classifier(0, full)
     bench.check("NET-FF-DEV-18", reply.ok, "a full mask with PARTIAL_MASK in the selector is accepted", reply)
+    if reply.ok:
+        demand(flows.destroy(CLASSIFIER, 0))
     data = FF_CLASSIFIER.build(FfClassifier((match(SelectorType.ETH, {0: b"\xff" * 14}).selector,)))
-    reply = bench.admin.create(CLASSIFIER, 1, data, flags=SelectorFlag.PARTIAL_MASK)
+    reply = bench.admin.create(CLASSIFIER, 0, data, flags=SelectorFlag.PARTIAL_MASK)
     bench.check("NET-FF-DEV-18", reply.ok, "a full mask with PARTIAL_MASK in the command is accepted", reply)

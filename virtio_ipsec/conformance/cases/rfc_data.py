@@ -63,12 +63,16 @@ def first_number_out(bench: Bench) -> None:
     """
     path = DataPath(bench)
     for esn, wanted in ((0, [1, 2, 3]), (1, [1, 2, 3]), (1000, [1000, 1001, 1002]), (LAST, [LAST])):
-        numbers = _first_numbers(path, path.outbound(esn=esn))
+        sa = path.outbound(esn=esn)
+        numbers = _first_numbers(path, sa)
+        path.destroy(sa)
         bench.check("RFC-31", numbers == wanted, f"with esn {esn:#x} the packets have {wanted}", numbers)
     if not path.caps.modes[IpsecMode.ESP_TUNNEL].options & ESN:
         return
     for esn, wanted in ((LAST, [LAST, 0, 1]), (LAST + 1, [0, 1, 2]), (0, [1, 2, 3])):
-        numbers = _first_numbers(path, path.outbound(options=ESN, esn=esn))
+        sa = path.outbound(options=ESN, esn=esn)
+        numbers = _first_numbers(path, sa)
+        path.destroy(sa)
         what = f"with ESN and esn {esn:#x} the packets open and have {wanted} on the wire"
         bench.check("RFC-31", numbers == wanted, what, numbers)
 
@@ -86,6 +90,7 @@ def first_number_in(bench: Bench) -> None:
     2^32 - 1 fails, 2^32 passes. With esn 0: 1 passes.
     """
     path = DataPath(bench)
+    path.need(IpsecMode.ESP_TUNNEL)
     lives = [(0, 1000), (0, 0)]
     if path.caps.modes[IpsecMode.ESP_TUNNEL].options & ESN:
         lives.append((ESN, LAST + 1))
@@ -97,3 +102,4 @@ def first_number_in(bench: Bench) -> None:
                 seen = _passes(path, sa, number)
                 what = f"esn {esn:#x}: number {number:#x} is {'accepted' if wanted else 'refused'}"
                 bench.check("RFC-32", seen == wanted, what, "accepted" if seen else "refused")
+        path.destroy(sa)
