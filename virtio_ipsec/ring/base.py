@@ -246,10 +246,7 @@ class DriverQueue(_Queue, ABC):
         driver may offer; then nothing has changed.
         """
         self._refuse_when_broken()
-        self._check_buffer((*readable, *writable))
-        elements = [(s.addr, s.length, False) for s in readable] + [
-            (s.addr, s.length, True) for s in writable
-        ]
+        elements = self._checked_elements(readable, writable)
         if indirect and not self._indirect_allowed:
             raise ChainError(Fault.INDIRECT_NOT_NEGOTIATED, "indirect descriptors were not negotiated")
         if (1 if indirect else len(elements)) > self._free:
@@ -270,7 +267,8 @@ class DriverQueue(_Queue, ABC):
         self._refuse_when_broken()
         if self._staged:
             self._expose(self._staged)
-            self._outstanding.update((posted.head, posted) for posted in self._staged)
+            for posted in self._staged:
+                self._outstanding[posted.head] = posted
             self._staged = []
 
     @abstractmethod
@@ -335,21 +333,31 @@ class DriverQueue(_Queue, ABC):
     def _reclaim(self, posted: Posted) -> None:
         """Takes the ring descriptors of a returned buffer back."""
 
-    def _check_buffer(self, segments: Sequence[Segment]) -> None:
-        if not segments:
+    def _checked_elements(
+        self, readable: Sequence[Segment], writable: Sequence[Segment]
+    ) -> list[tuple[int, int, bool]]:
+        """The (address, length, writable) elements of a buffer that a driver may offer."""
+        count = len(readable) + len(writable)
+        if not count:
             raise ChainError(Fault.EMPTY, "a buffer has at least one segment")
-        if len(segments) > self.size:
-            raise ChainError(Fault.LOOP, f"{len(segments)} segments in a queue of {self.size}")
-        for segment in segments:
-            if segment.length <= 0:
-                raise ChainError(Fault.ZERO_LENGTH, f"{segment} has no bytes")
-            try:
-                self._memory.check(segment.addr, segment.length)
-            except MemoryAccessError as error:
-                raise ChainError(Fault.ADDRESS, str(error)) from error
-        lengths = [segment.length for segment in segments]
-        if max(lengths) > MAX_LENGTH or sum(lengths) > MAX_CHAIN_BYTES:
-            raise ChainError(Fault.TOO_LONG, "segment or buffer of more than its 32 bits can say")
+        if count > self._layout.size:
+            raise ChainError(Fault.LOOP, f"{count} segments in a queue of {self._layout.size}")
+        elements: list[tuple[int, int, bool]] = []
+        total = 0
+        for segments, is_writable in ((readable, False), (writable, True)):
+            for segment in segments:
+                length = segment.length
+                if length <= 0:
+                    raise ChainError(Fault.ZERO_LENGTH, f"{segment} has no bytes")
+                try:
+                    self._memory.check(segment.addr, length)
+                except MemoryAccessError as error:
+                    raise ChainError(Fault.ADDRESS, str(error)) from error
+                total += length
+                if length > MAX_LENGTH or total > MAX_CHAIN_BYTES:
+                    raise ChainError(Fault.TOO_LONG, "segment or buffer of more than its 32 bits can say")
+                elements.append((segment.addr, length, is_writable))
+        return elements
 
     def _break(self, kind: Fault, message: str) -> NoReturn:
         self._fault = kind

@@ -117,12 +117,13 @@ def check_layout(
 class Gatherer:
     """Collects the elements of one chain and refuses what the common rules of both formats forbid."""
 
-    __slots__ = ("_limit", "_memory", "_total", "readable", "writable")
+    __slots__ = ("_left", "_memory", "_room", "readable", "writable")
 
     def __init__(self, memory: GuestMemory, limit: int) -> None:
         self._memory = memory
-        self._limit = limit
-        self._total = 0
+        #: Elements and bytes that may still come.
+        self._left = limit
+        self._room = MAX_CHAIN_BYTES
         self.readable: list[Segment] = []
         self.writable: list[Segment] = []
 
@@ -130,8 +131,8 @@ class Gatherer:
         """Takes the next element in chain order; ``limit`` elements are allowed, which also ends any loop."""
         if length == 0:
             raise ChainError(Fault.ZERO_LENGTH, f"descriptor at {address:#x} has length 0")
-        self._total += length
-        if self._total > MAX_CHAIN_BYTES:
+        self._room -= length
+        if self._room < 0:
             raise ChainError(Fault.TOO_LONG, "chain holds more than 2^32 bytes")
         try:
             self._memory.check(address, length)
@@ -143,8 +144,9 @@ class Gatherer:
             raise ChainError(Fault.ORDER, "device-readable descriptor after a device-writable one")
         else:
             self.readable.append(Segment(address, length))
-        if len(self.readable) + len(self.writable) > self._limit:
-            raise ChainError(Fault.LOOP, f"chain of more than {self._limit} descriptors")
+        self._left -= 1
+        if self._left < 0:
+            raise ChainError(Fault.LOOP, "chain of more descriptors than the queue has")
 
     def chain(self, head: int) -> Chain:
         """The finished chain."""

@@ -27,6 +27,8 @@ from virtio_ipsec.ring.memory import GuestMemory
 NO_NOTIFY = 1
 NO_INTERRUPT = 1
 _DESCRIPTOR = struct.Struct("<QIHH")
+# Flags in the second word of a descriptor.
+_NEXT, _WRITE = F_NEXT << 32, F_WRITE << 32
 #: ``next`` has 16 bits: entries of an indirect table beyond this cannot be reached.
 _TABLE_LIMIT = 1 << 16
 #: So many entries contain every event index: the next question is answered with yes.
@@ -239,24 +241,19 @@ class SplitDriverQueue(DriverQueue):
             desc[2 * index + 1] = len(elements) * _DESCRIPTOR.size | F_INDIRECT << 32
             return index, [index]
         indices = [self._free_list.popleft() for _ in elements]
-        last = len(elements) - 1
-        for step, (address, length, writable) in enumerate(elements):
-            index = indices[step]
-            flags = F_WRITE if writable else 0
-            following = 0
-            if step < last:
-                flags |= F_NEXT
-                following = indices[step + 1]
+        link = 0  # F_NEXT and where to, in place: nothing behind the last element
+        for index, (address, length, writable) in zip(reversed(indices), reversed(elements), strict=True):
             desc[2 * index] = address
-            desc[2 * index + 1] = length | flags << 32 | following << 48
+            desc[2 * index + 1] = length | (_WRITE | link if writable else link)
+            link = _NEXT | index << 48
         return indices[0], indices
 
     def _expose(self, staged: Sequence[Posted]) -> None:
-        for step, posted in enumerate(staged):
-            self._parts.avail[2 + ((self._avail + step) & self._mask)] = posted.head
+        avail = self._parts.avail
+        for step, posted in enumerate(staged, self._avail):
+            avail[2 + (step & self._mask)] = posted.head
         self._unkicked += len(staged)
-        self._avail = (self._avail + len(staged)) & 0xFFFF
-        self._parts.avail[1] = self._avail
+        self._avail = avail[1] = (self._avail + len(staged)) & 0xFFFF
 
     def should_kick(self) -> bool:
         self._refuse_when_broken()
