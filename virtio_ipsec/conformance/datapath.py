@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from virtio_ipsec.conformance import flows, sas
@@ -207,6 +207,13 @@ class DataPath:
         """Whether ``packet``, which travelled sealed, was delivered in clear. The flags have cases of their own."""
         return ip_of(rx.frame) == packet
 
+    def check_opened(self, clauses: tuple[str, ...], came: list[RxFrame], plain: bytes, what: str) -> None:
+        """Check that what was delivered is ``plain`` and nothing else."""
+        good = len(came) == 1 and self.is_opened(came[0], plain)
+        seen = [f"flags {rx.header.flags:#x}, {ip_of(rx.frame).hex()[:160]}" for rx in came]
+        for clause in clauses:
+            self.bench.check(clause, good, f"{what} is delivered opened", seen)
+
     def check_failed(self, received: list[RxFrame], packet: bytes, why: str) -> None:
         """What has to be true of a protected packet whose processing failed (ledger E53), clause by clause.
 
@@ -255,3 +262,27 @@ def try_open(sa: Sa, packet: bytes) -> Inbound | str:
         return sa.peer.open(packet)
     except PacketError as error:
         return f"the peer refuses the packet: {error.reason.value}"
+
+
+def combinations(path: DataPath, mode: IpsecMode) -> Iterator[tuple[Suite, int, int, int]]:
+    """(suite, key octets, inner IP version, outer IP version) of all that the device offers in ``mode``.
+
+    Every suite and every key length of the device, and every pair of IP versions.
+    """
+    cap = path.caps.modes[mode]
+    pairs = [(4, 4), (6, 6), (4, 6), (6, 4)] if mode in sas.TUNNEL_MODES else [(4, 4), (6, 6)]
+    number = 0
+    for suite in path.caps.suites(mode):
+        variable = suite.cipher_key_lens if max(suite.cipher_key_lens) else suite.auth_key_lens
+        most = cap.max_cipher_key_len if max(suite.cipher_key_lens) else cap.max_auth_key_len
+        for octets in sorted(length for length in variable if length <= most):
+            yield suite, octets, *pairs[number % len(pairs)]
+            number += 1
+    while 0 < number < len(pairs):
+        yield suite, octets, *pairs[number]
+        number += 1
+
+
+def outer_of(version: int) -> TunnelIPv4 | TunnelIPv6:
+    """Tunnel parameters of an IP version."""
+    return sas.TUNNEL4 if version == 4 else sas.TUNNEL6

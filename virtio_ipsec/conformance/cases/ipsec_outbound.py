@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 from virtio_ipsec.conformance import frames
 from virtio_ipsec.conformance.bench import Bench
 from virtio_ipsec.conformance.case import case
-from virtio_ipsec.conformance.datapath import INBOUND, OUTBOUND, DataPath, try_open
+from virtio_ipsec.conformance.datapath import INBOUND, DataPath, combinations, outer_of, try_open
 from virtio_ipsec.conformance.frames import TCP, Shape, ip_of
 from virtio_ipsec.conformance.packets import PEER_MAC
 from virtio_ipsec.conformance.sas import (
@@ -17,46 +16,19 @@ from virtio_ipsec.conformance.sas import (
     TUNNEL6,
     TUNNEL_MODES,
     Peer,
-    install,
-    make,
 )
 from virtio_ipsec.conformance.verdict import Unsupported
 from virtio_ipsec.crypto.algorithms import Kind, Suite
 from virtio_ipsec.ipsec.process import Inbound, find_spi
 from virtio_ipsec.wire.numbers import Feature, GsoType, HdrFlag, IpsecMode
-from virtio_ipsec.wire.tunnel import TunnelIPv4, TunnelIPv6
 
 #: Enough packets to show a pattern in sequence numbers and IVs.
 LONG_RUN = 200
 
 
-def combinations(path: DataPath, mode: IpsecMode) -> Iterator[tuple[Suite, int, int, int]]:
-    """(suite, key octets, inner IP version, outer IP version) of all that the device offers in ``mode``.
-
-    Every suite and every key length of the device, and every pair of IP versions.
-    """
-    cap = path.caps.modes[mode]
-    pairs = [(4, 4), (6, 6), (4, 6), (6, 4)] if mode in TUNNEL_MODES else [(4, 4), (6, 6)]
-    number = 0
-    for suite in path.caps.suites(mode):
-        variable = suite.cipher_key_lens if max(suite.cipher_key_lens) else suite.auth_key_lens
-        most = cap.max_cipher_key_len if max(suite.cipher_key_lens) else cap.max_auth_key_len
-        for octets in sorted(length for length in variable if length <= most):
-            yield suite, octets, *pairs[number % len(pairs)]
-            number += 1
-    while 0 < number < len(pairs):
-        yield suite, octets, *pairs[number]
-        number += 1
-
-
 def _hides(suite: Suite) -> bool:
     """Whether a suite makes the payload unreadable."""
     return suite.kind is Kind.AEAD or (suite.kind is Kind.CIPHER_MAC and suite.cipher_algo != 0)
-
-
-def outer_of(version: int) -> TunnelIPv4 | TunnelIPv6:
-    """Tunnel parameters of an IP version."""
-    return TUNNEL4 if version == 4 else TUNNEL6
 
 
 def _seals_everything(bench: Bench, mode: IpsecMode) -> None:
@@ -358,86 +330,6 @@ def out_segments(bench: Bench) -> None:
     bench.check("INF-08", not any(sums), "TCP checksums of the segments are right", sums)
     numbers = [one.sequence for one in opened if isinstance(one, Inbound)]
     bench.check("INF-08", numbers == [1, 2, 3], "each segment has a sequence number of its own", numbers)
-
-
-@case("ipsec-out-id-again", "NET-IPSEC-DEV-10", needs=("admin", "ipsec", "wire"))
-def out_id_again(bench: Bench) -> None:
-    """The id of a destroyed SA can be used again, and packets then use the new SA.
-
-    CREATE, a packet, DESTROY, CREATE of the same id with another key and SPI, a packet.
-    """
-    path = DataPath(bench)
-    first = path.outbound()
-    path.send(first, frames.packet(bench.octets(40)))
-    path.destroy(first)
-    value = make(bench, suite=path.suite(IpsecMode.ESP_TUNNEL))
-    reply = install(bench, first.id, value)
-    bench.require("NET-IPSEC-DEV-10", reply.ok, "CREATE of a destroyed SA's id succeeds", reply)
-    packet = frames.packet(bench.octets(40))
-    second = replace(first, value=value, peer=Peer(bench, value))
-    opened = [try_open(second, sealed) for sealed in path.send(second, packet)]
-    good = len(opened) == 1 and isinstance(opened[0], Inbound) and opened[0].packet == packet
-    bench.check("NET-IPSEC-DEV-10", good, "a packet with the id leaves under the new SA", opened)
-
-
-@case("ipsec-out-after-reset", "NET-IPSEC-DEV-12", needs=("admin", "ipsec", "wire"))
-def out_after_reset(bench: Bench) -> None:
-    """A reset destroys SAs: afterwards nothing leaves through them, and their ids are free.
-
-    An outbound and an inbound SA are made and the device is reset and set up again. A packet that names the
-    outbound SA does not leave, and both ids can be created.
-    """
-    path = DataPath(bench)
-    sa, inbound = path.outbound(), path.inbound()
-    left = path.send(sa, frames.packet(bench.octets(40)))
-    bench.require("NET-IPSEC-DEV-12", len(left) == 1, "the SA works before the reset", left)
-    path = DataPath(bench)
-    left = path.send(sa, frames.packet(bench.octets(40)))
-    bench.check("NET-IPSEC-DEV-12", not left, "a packet with the id of before does not leave", left)
-    for one in (sa, inbound):
-        reply = install(bench, one.id, one.value)
-        bench.check("NET-IPSEC-DEV-12", reply.ok, "the id can be created after the reset", reply)
-
-
-@case("ipsec-out-right-after-create", "INF-38", "RFC-36", needs=("admin", "ipsec", "wire"))
-def out_right_after_create(bench: Bench) -> None:
-    """An SA can be used as soon as CREATE has completed.
-
-    A packet is queued right after each of eight CREATE commands and leaves sealed by that SA.
-    """
-    path = DataPath(bench)
-    for _ in range(8):
-        sa = path.outbound()
-        opened = [try_open(sa, sealed) for sealed in path.send(sa, frames.packet(bench.octets(40)))]
-        good = len(opened) == 1 and isinstance(opened[0], Inbound)
-        for clause in ("INF-38", "RFC-36"):
-            bench.check(
-                clause, good, f"a packet right after CREATE of SA {sa.id} leaves sealed by it", opened
-            )
-
-
-@case("ipsec-out-modify-keeps-sequence", "INF-39", needs=("admin", "ipsec", "modify_query", "wire"))
-def out_modify_keeps_sequence(bench: Bench) -> None:
-    """MODIFY does not restart the sequence numbers of an outbound SA (ledger E40).
-
-    Three packets, MODIFY that changes the outer TTL, three packets: the numbers go on, no IV comes twice, and
-    the new TTL shows. A device that refuses the MODIFY keeps everything.
-    """
-    path = DataPath(bench)
-    sa = path.outbound(param=replace(TUNNEL4, ttl=10))
-    changed = replace(sa.value, param=replace(TUNNEL4, ttl=20), obj_id=sa.id)
-    before = [path.send(sa, frames.packet(bench.octets(40))) for _ in range(3)]
-    reply = bench.admin.modify(OUTBOUND, sa.id, bench.dialect.sa.build(changed))
-    bench.require("INF-39", reply.ok, "MODIFY of the tunnel parameters succeeds", reply)
-    after = [path.send(sa, frames.packet(bench.octets(40))) for _ in range(3)]
-    found = [find_spi(left[0]) for left in before + after if len(left) == 1]
-    numbers = [header.sequence for header in found if header]
-    bench.check("INF-39", numbers == [1, 2, 3, 4, 5, 6], "sequence numbers go on over MODIFY", numbers)
-    if sa.suite.iv_len:
-        nonces = {sa.nonce(header) for header in found if header}
-        bench.check("INF-39", len(nonces) == 6, "no IV is used twice", len(nonces))
-    ttls = [left[0][8] for left in before + after if left and left[0]]
-    bench.check("INF-39", ttls == [10] * 3 + [20] * 3, "the outer TTL is the new one after MODIFY", ttls)
 
 
 @case("ipsec-off-untouched", "INF-06", needs=("wire",))
