@@ -15,21 +15,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
 from virtio_ipsec.driver.admin import Admin
 from virtio_ipsec.driver.errors import DriverError, NotNegotiated
 from virtio_ipsec.driver.objects import IdPool
-from virtio_ipsec.driver.transmit import suite_of, worst_overhead
+from virtio_ipsec.driver.transmit import TUNNEL_MODES, suite_of, worst_overhead
 from virtio_ipsec.errors import ConfigError, VirtioIpsecError
 from virtio_ipsec.wire.dialect import Dialect
 from virtio_ipsec.wire.ipsec import IpsecSa, IpsecSaCap, Lifetime, ModeCap
 from virtio_ipsec.wire.numbers import Direction, IpsecMode, IpsecOption, ResourceType
-from virtio_ipsec.wire.tunnel import TunnelIPv4, TunnelIPv6, TunnelRaw
+from virtio_ipsec.wire.tunnel import NO_TUNNEL, TunnelIPv4, TunnelIPv6
 
-TUNNEL_MODES = (IpsecMode.ESP_TUNNEL, IpsecMode.AH_TUNNEL)
-ESP_MODES = (IpsecMode.ESP_TUNNEL, IpsecMode.ESP_TRANSPORT)
+ESP_MODES = frozenset({IpsecMode.ESP_TUNNEL, IpsecMode.ESP_TRANSPORT})
 
 _TYPES = {
     Direction.OUTBOUND: ResourceType.NET_IPSEC_OUTB_SA,
@@ -37,7 +35,8 @@ _TYPES = {
 }
 #: What MODIFY may change: the rest would restart a counter under an old key (E40).
 _MODIFIABLE = frozenset({"options", "param", "udp_sport", "udp_dport", "replay_win_sz", "life"})
-_FIXED_OPTIONS = IpsecOption.ESN
+_FIXED_OPTIONS = int(IpsecOption.ESN)
+_UDP_ENCAP = int(IpsecOption.UDP_ENCAP)
 _NAT_T_PORT = 4500
 _DEFAULT_TTL = 64
 
@@ -103,7 +102,7 @@ class Sas:
     def create_outbound(self, sa: IpsecSa, *, path_mtu: int | None = None) -> SaHandle:
         """Create an outbound SA; ``direction`` and ``obj_id`` are filled in here. Raises ConfigError for
         parameters outside the capability, LimitReached, CommandFailed."""
-        handle = self._create(replace(sa, direction=Direction.OUTBOUND))
+        handle = self._create(sa, Direction.OUTBOUND)
         handle.path_mtu = path_mtu
         handle.overhead = worst_overhead(handle.params)
         return handle
@@ -112,7 +111,7 @@ class Sas:
         """Create an inbound SA; its tunnel parameters are left out. Raises as ``create_outbound``."""
         if sa.spi in self._by_spi:
             raise DriverError(f"an inbound SA with SPI {sa.spi:#x} exists")
-        handle = self._create(replace(sa, direction=Direction.INBOUND))
+        handle = self._create(sa, Direction.INBOUND)
         self._by_spi[sa.spi] = handle
         return handle
 
@@ -124,7 +123,8 @@ class Sas:
         if not changes.keys() <= _MODIFIABLE:
             fixed = ", ".join(sorted(changes.keys() - _MODIFIABLE))
             raise ConfigError(f"{fixed} cannot change while an SA lives: rekey instead")
-        params = self._check(replace(handle.params, **changes))
+        params = replace(handle.params, **changes)
+        params = replace(params, **self._checked(params, Direction(params.direction)))
         if (params.options ^ handle.params.options) & _FIXED_OPTIONS:
             raise ConfigError("extended sequence numbers cannot be switched while an SA lives: rekey instead")
         self._admin.modify(handle.type, handle.id, self._dialect.sa.build(params))
@@ -184,11 +184,11 @@ class Sas:
         self._replaced.difference_update(drained)
         return drained
 
-    def _create(self, sa: IpsecSa) -> SaHandle:
-        kind = _TYPES[Direction(sa.direction)]
-        params = self._check(sa)
+    def _create(self, sa: IpsecSa, direction: Direction) -> SaHandle:
+        kind = _TYPES[direction]
+        values = self._checked(sa, direction)
         number = self._ids[kind].take()
-        params = replace(params, obj_id=number)  # E37
+        params = replace(sa, direction=direction, obj_id=number, **values)  # E37
         try:
             self._admin.create(kind, number, self._dialect.sa.build(params))
         except VirtioIpsecError:
@@ -202,19 +202,20 @@ class Sas:
         if self._live[handle.type].get(handle.id) is not handle:
             raise DriverError(f"SA {handle.id} has been destroyed")
 
-    def _check(self, sa: IpsecSa) -> IpsecSa:
+    def _checked(self, sa: IpsecSa, direction: Direction) -> dict[str, Any]:
+        """Refuses what the device cannot do, then as :func:`complete`."""
         cap = self._modes.get(sa.mode)
         if cap is None:
             raise ConfigError(f"mode {sa.mode} is not in the device's capability")
-        check_against(sa, cap)
+        check_against(sa, direction, cap)
         if not self._dialect.has_lifetime and sa.life != Lifetime():
             raise ConfigError("this dialect has no lifetimes")
         if not self._dialect.has_initial_esn and sa.esn:
             raise ConfigError("this dialect has no initial sequence number")
-        return complete(sa)
+        return complete(sa, direction)
 
 
-def check_against(sa: IpsecSa, cap: ModeCap) -> None:
+def check_against(sa: IpsecSa, direction: Direction, cap: ModeCap) -> None:
     """Refuse an SA outside its mode's capability, or with algorithms that form no suite.
 
     Raises ConfigError, or UnsupportedAlgorithm of the algorithm registry.
@@ -223,7 +224,7 @@ def check_against(sa: IpsecSa, cap: ModeCap) -> None:
     esp = sa.mode in ESP_MODES
     if sa.options & ~cap.options:
         raise ConfigError(f"options {sa.options & ~cap.options:#x} are not in the device's capability")
-    if sa.direction == Direction.INBOUND and sa.replay_win_sz > cap.max_replay_win_sz:
+    if direction is Direction.INBOUND and sa.replay_win_sz > cap.max_replay_win_sz:
         raise ConfigError(f"a replay window of {sa.replay_win_sz}; the device has {cap.max_replay_win_sz}")
     if esp and not sa.auth_algo:
         fits = cap.aead_algo >> sa.cipher_algo & 1  # E28
@@ -235,27 +236,24 @@ def check_against(sa: IpsecSa, cap: ModeCap) -> None:
         raise ConfigError("a key is longer than the device's capability allows")
 
 
-def complete(sa: IpsecSa) -> IpsecSa:
-    """``sa`` with every field given the value it stands for; ConfigError where there is none."""
+def complete(sa: IpsecSa, direction: Direction) -> dict[str, Any]:
+    """The fields to replace so that every one has the value it stands for; ConfigError where there is none."""
     if not 0 < sa.spi < 1 << 32:
         raise ConfigError(f"SPI {sa.spi:#x}: it has 32 bits and is not 0")
     if len(sa.salt) != 4:
         raise ConfigError(f"a salt of {len(sa.salt)} bytes where 4 belong")
-    if sa.direction == Direction.INBOUND:
-        sa = replace(sa, param=TunnelRaw())
-    elif sa.mode in TUNNEL_MODES:
-        sa = replace(sa, param=_outer(sa.param))
-    else:
-        sa = replace(sa, param=TunnelRaw())
-    if sa.options & IpsecOption.UDP_ENCAP:
-        sa = replace(sa, udp_sport=sa.udp_sport or _NAT_T_PORT, udp_dport=sa.udp_dport or _NAT_T_PORT)
-    return sa
+    has_outer = direction is Direction.OUTBOUND and sa.mode in TUNNEL_MODES
+    values: dict[str, Any] = {"param": _outer(sa.param) if has_outer else NO_TUNNEL}
+    if sa.options & _UDP_ENCAP:
+        values["udp_sport"] = sa.udp_sport or _NAT_T_PORT
+        values["udp_dport"] = sa.udp_dport or _NAT_T_PORT
+    return values
 
 
 def _outer(param: object) -> TunnelIPv4 | TunnelIPv6:
     """Tunnel parameters of an outbound SA, time to live filled in (E26)."""
-    if isinstance(param, TunnelIPv4) and param.src_ip != IPv4Address(0) != param.dst_ip:
-        return replace(param, ttl=param.ttl or _DEFAULT_TTL)
-    if isinstance(param, TunnelIPv6) and param.src_addr != IPv6Address(0) != param.dst_addr:
-        return replace(param, hlimit=param.hlimit or _DEFAULT_TTL)
+    if isinstance(param, TunnelIPv4) and int(param.src_ip) and int(param.dst_ip):
+        return param if param.ttl else replace(param, ttl=_DEFAULT_TTL)
+    if isinstance(param, TunnelIPv6) and int(param.src_addr) and int(param.dst_addr):
+        return param if param.hlimit else replace(param, hlimit=_DEFAULT_TTL)
     raise ConfigError("an outbound SA in tunnel mode needs the addresses of the outer header")

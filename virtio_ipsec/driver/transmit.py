@@ -45,6 +45,9 @@ from virtio_ipsec.wire.net_header import NetHdr
 from virtio_ipsec.wire.numbers import Feature, GsoType, HdrFlag, IpsecMode, IpsecOption, ResourceType, has
 from virtio_ipsec.wire.tunnel import TunnelIPv6
 
+TUNNEL_MODES = frozenset({IpsecMode.ESP_TUNNEL, IpsecMode.AH_TUNNEL})
+_AH_MODES = frozenset({IpsecMode.AH_TUNNEL, IpsecMode.AH_TRANSPORT})
+_UDP_ENCAP = int(IpsecOption.UDP_ENCAP)
 _ECN_FLAGS = 0xC0  # CWR and ECE in byte 13 of a TCP header
 
 
@@ -180,22 +183,22 @@ def _need(features: int, feature: Feature) -> None:
 def worst_overhead(sa: IpsecSa) -> int:
     """The most bytes by which protection by ``sa`` can lengthen an IP packet (RFC 4303 2, RFC 4302 2)."""
     suite = suite_of(sa)
-    if sa.mode in (IpsecMode.AH_TUNNEL, IpsecMode.AH_TRANSPORT):
+    if sa.mode in _AH_MODES:
         added = 12 + suite.icv_field_len
         added += -added % 8  # IPv6 asks for a multiple of 8, IPv4 for 4
     else:
         # SPI, sequence number, IV; padding up to the alignment, pad length, next header; ICV.
         added = 8 + suite.iv_len + (suite.alignment - 1) + 2 + suite.icv_len
-        if sa.options & IpsecOption.UDP_ENCAP:
+        if sa.options & _UDP_ENCAP:
             added += 8
-    if sa.mode in (IpsecMode.ESP_TUNNEL, IpsecMode.AH_TUNNEL):
+    if sa.mode in TUNNEL_MODES:
         added += 40 if isinstance(sa.param, TunnelIPv6) else 20
     return added
 
 
 def suite_of(sa: IpsecSa) -> Suite:
     """The algorithm combination of an SA. Raises UnsupportedAlgorithm."""
-    if sa.mode in (IpsecMode.AH_TUNNEL, IpsecMode.AH_TRANSPORT):
+    if sa.mode in _AH_MODES:
         return ah_suite(sa.auth_algo, sa.auth_key_length, sa.cipher_algo, sa.cipher_key_length)
     return esp_suite(sa.cipher_algo, sa.auth_algo, sa.cipher_key_length, sa.auth_key_length)
 
