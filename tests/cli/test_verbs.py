@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from virtio_ipsec.cli.main import VERBS, main
-from virtio_ipsec.transport.pcap import open_capture
+from virtio_ipsec.transport.pcap import Interface, LinkType, Packet, PcapngWriter, open_capture
 
 ROOT = Path(__file__).parents[2]
 FRAMES = ROOT / "tests" / "vectors" / "frames" / "frames.pcap"
@@ -99,7 +99,14 @@ def test_a_reader_that_goes_away_is_no_traceback() -> None:
 def test_info_names_dialects_algorithms_and_the_engine(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info"]) == 0
     text = capsys.readouterr().out
-    for word in ("virtio-1.4", "rfc-2025-01", "aes-gcm-16", "chacha20-poly1305", "hmac-sha1-96", "Python path"):
+    for word in (
+        "virtio-1.4",
+        "rfc-2025-01",
+        "aes-gcm-16",
+        "chacha20-poly1305",
+        "hmac-sha1-96",
+        "Python path",
+    ):
         assert word in text
 
 
@@ -171,6 +178,68 @@ def test_keys_can_lie_in_files_beside_the_configuration(
     assert "a key file holds hexadecimal digits" in complaint(capsys)
 
 
+def test_pcap_writes_whole_files_and_harms_no_other(
+    tmp_path: Path, config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seal = ["pcap", "seal", "--config", str(config)]
+    source = tmp_path / "out.pcap.part"
+    source.write_bytes(FRAMES.read_bytes())
+    assert main([*seal, str(source), str(tmp_path / "out.pcap")]) == 0
+    assert source.read_bytes() == FRAMES.read_bytes()
+    mask = os.umask(0)
+    os.umask(mask)
+    assert stat.S_IMODE((tmp_path / "out.pcap").stat().st_mode) == 0o666 & ~mask
+    # A device node or a link stays what it is.
+    link = tmp_path / "link.pcap"
+    link.symlink_to(tmp_path / "behind.pcap")
+    assert main([*seal, str(source), str(link)]) == 0
+    assert link.is_symlink()
+    assert (tmp_path / "behind.pcap").stat().st_size > 1000
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with (tmp_path / "read").open("wb") as read:
+        reader = subprocess.Popen(["/bin/cat", str(pipe)], stdout=read)
+        assert main([*seal, str(source), str(pipe)]) == 0
+        assert reader.wait() == 0
+    assert (tmp_path / "read").stat().st_size > 1000
+    assert pipe.is_fifo()
+    capsys.readouterr()
+    assert main([*seal, str(source), str(tmp_path / "none" / "o.pcap")]) == 2
+    assert f"{tmp_path}/none/o.pcap: No such file or directory" in complaint(capsys)
+    assert main([*seal, str(source), str(tmp_path)]) == 2
+    assert "Is a directory" in complaint(capsys)
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_a_sealed_packet_may_be_longer_than_the_snap_length_and_of_the_other_ip_version(
+    tmp_path: Path, config: Path
+) -> None:
+    config.write_text(
+        CONFIG.replace('src = "192.0.2.1", dst = "192.0.2.2"', 'src = "2001:db8::1", dst = "2001:db8::2"')
+    )
+    ip = bytes.fromhex("4500001c000000004011000a0a0000010a000002") + bytes.fromhex("0007000700080000")
+    for name in ("o.pcap", "o.pcapng"):
+        with (tmp_path / "raw.pcapng").open("wb") as stream:
+            PcapngWriter(stream, [Interface(LinkType.IPV4, len(ip))]).write(Packet(ip))
+        words = ["pcap", "seal", "--config", str(config), str(tmp_path / "raw.pcapng"), str(tmp_path / name)]
+        assert main(words) == 0
+        with (tmp_path / name).open("rb") as stream:
+            reader = open_capture(stream)
+            (packet,) = reader
+        assert packet.data[0] >> 4 == 6
+        assert reader.interfaces[0].link_type == LinkType.RAW
+        assert reader.interfaces[0].snaplen in (0, 262144)
+
+
+@pytest.mark.parametrize("name", ["a\nb", "\x00", "\x1b[2J"])
+def test_a_key_file_name_that_cannot_be_one_is_refused_in_one_line(
+    name: str, tmp_path: Path, config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config.write_text(CONFIG.replace(f'key = "{KEY}"', f"key_file = {json.dumps(name)}"))
+    assert main(["pcap", "seal", "--config", str(config), str(FRAMES), str(tmp_path / "o")]) == 2
+    assert "is no name of a key file" in complaint(capsys)
+
+
 # -- decode
 
 SA_CREATE_HEAD = "0a00" + "00" * 22 + "03020000" + "07000000" + "00" * 8
@@ -178,7 +247,9 @@ SA_CREATE_HEAD = "0a00" + "00" * 22 + "03020000" + "07000000" + "00" * 8
 
 def sa_create() -> bytes:
     """A CREATE of an outbound SA, laid out by hand: head, mode 2, direction 1, obj_id 7, SPI, salt, ..."""
-    sa = bytes((2, 1, 0, 0)) + (7).to_bytes(4, "little") + (0x1001).to_bytes(4, "little") + b"\xa0\xa1\xa2\xa3"
+    sa = (
+        bytes((2, 1, 0, 0)) + (7).to_bytes(4, "little") + (0x1001).to_bytes(4, "little") + b"\xa0\xa1\xa2\xa3"
+    )
     sa += bytes(8) + bytes(44) + bytes(4) + bytes(4)
     sa += (1).to_bytes(8, "little") + (16).to_bytes(2, "little") + bytes(2) + bytes.fromhex(KEY) + bytes(16)
     sa += bytes(8) + bytes(36) + bytes(32)
@@ -196,7 +267,9 @@ def test_decode_admin_names_fields_with_offsets_and_masks_keys(capsys: pytest.Ca
     assert "a0a1a2a3" not in text
     assert "--show-keys" in text
     # cipher_algo lies at 76 of the object, which starts at 40 of the frame
-    assert any(line.split()[:2] == ["116", "resource_obj_specific_data.cipher_algo"] for line in text.splitlines())
+    assert any(
+        line.split()[:2] == ["116", "resource_obj_specific_data.cipher_algo"] for line in text.splitlines()
+    )
 
 
 def test_decode_shows_keys_only_when_told(capsys: pytest.CaptureFixture[str]) -> None:
@@ -256,13 +329,72 @@ def test_decode_refuses_in_one_line(
     assert message in complaint(capsys)
 
 
-def test_decode_refuses_bad_features_and_bad_traces(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_decode_refuses_bad_features_and_bad_traces(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["decode", "net-hdr", "--features", "x", "00"]) == 2
     assert "--features x" in complaint(capsys)
     path = tmp_path / "trace"
     path.write_text('{"readable": "00"}\n')
     assert main(["decode", "admin", f"@{path}"]) == 2
     assert "line 1 of the trace" in complaint(capsys)
+    path.write_text('{"readable":' + "[" * 100_000)
+    assert main(["decode", "admin", f"@{path}"]) == 2
+    assert "line 1 of the trace" in complaint(capsys)
+    assert main(["decode", "sa", f"@{path}"]) == 2
+    assert "decode admin @FILE" in complaint(capsys)
+    path.write_bytes(bytes(range(256)))
+    assert main(["decode", "admin", f"@{path}"]) == 2
+    assert "print binary files with xxd first" in complaint(capsys)
+
+
+def test_output_and_errors_survive_any_encoding_and_any_file_name(tmp_path: Path) -> None:
+    """Long fields are cut with an ellipsis, which ASCII lacks; a file name may hold a line break."""
+    run = "from virtio_ipsec.cli.main import main; raise SystemExit(main())"
+    for words, code in (
+        (["decode", "admin", "00" * 200], 0),
+        (["decode", "admin", f"@{tmp_path}/a\nb\udcff"], 2),
+    ):
+        process = subprocess.run(
+            [sys.executable, "-c", run, *words],
+            cwd=ROOT, env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, check=False,
+        )  # fmt: skip
+        assert process.returncode == code, process.stderr
+        assert b"\\u2026" in process.stdout or process.stderr.count(b"\n") == 1
+
+
+# -- conformance
+
+
+def test_conformance_list_as_json_goes_where_it_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "list.json"
+    assert main(["conformance", "--list", "--json", str(path)]) == 0
+    printed = capsys.readouterr().out
+    assert main(["conformance", "--list", "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(path.read_text())
+    assert f"{len(json.loads(path.read_text()))} cases" in printed
+
+
+def test_conformance_refuses_outputs_it_cannot_write_before_it_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words in (
+        ["--json", str(tmp_path)],
+        ["--json", "-", "--markdown", "-"],
+        ["--markdown", f"{tmp_path}/n/x"],
+    ):
+        assert main(["conformance", "--verbose", "--only", "NET-FEAT-01", *words]) == 2
+        complaint(capsys)
+
+
+def test_conformance_reports_on_standard_output_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["conformance", "--only", "NET-FEAT-01"]
+    assert main([*words, "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out)
+    assert main([*words, "--markdown", "-"]) == 0
+    assert capsys.readouterr().out.startswith("#")
 
 
 # -- demo
@@ -276,7 +408,9 @@ def test_the_demo_writes_a_capture_a_private_key_file_and_a_masked_trace(
     assert "every frame arrived as it was sent" in text
     assert text.count(" ok") == 5
     assert stat.S_IMODE((tmp_path / "demo.esp_sa").stat().st_mode) == 0o600
-    keys = [line.split('"')[11] for line in (tmp_path / "demo.esp_sa").read_text().splitlines() if line[0] == '"']
+    keys = [
+        line.split('"')[11] for line in (tmp_path / "demo.esp_sa").read_text().splitlines() if line[0] == '"'
+    ]
     trace = (tmp_path / "demo.trace.jsonl").read_text()
     assert keys
     assert not any(key.removeprefix("0x")[:32] in trace for key in keys)
@@ -284,7 +418,9 @@ def test_the_demo_writes_a_capture_a_private_key_file_and_a_masked_trace(
     assert "RESOURCE_OBJ_CREATE" in capsys.readouterr().out
 
 
-def test_the_demo_runs_in_the_rfc_dialect_and_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_demo_runs_in_the_rfc_dialect_and_as_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["demo", "--out", str(tmp_path), "--dialect", "rfc-2025-01", "--json"]) == 0
     outcome = json.loads(capsys.readouterr().out)
     assert outcome["passed"]
@@ -292,9 +428,9 @@ def test_the_demo_runs_in_the_rfc_dialect_and_as_json(tmp_path: Path, capsys: py
 
 
 def test_the_demo_refuses_captures_it_cannot_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    head = "d4c3b2a1" "0200" "0400" "00000000" "00000000" "ffff0000"
+    head = "d4c3b2a1020004000000000000000000ffff0000"
     raw = tmp_path / "raw.pcap"
-    record = "00000000" "00000000" "14000000" "14000000" + "45" + "00" * 19
+    record = "00000000000000001400000014000000" + "45" + "00" * 19
     raw.write_bytes(bytes.fromhex(head + "65000000" + record))
     assert main(["demo", "--json", "--out", str(tmp_path), "--frames", str(raw)]) == 2
     assert "needs Ethernet frames" in complaint(capsys)
@@ -305,3 +441,11 @@ def test_the_demo_refuses_captures_it_cannot_use(tmp_path: Path, capsys: pytest.
     raw.write_bytes(bytes.fromhex(head + "01000000"))
     assert main(["demo", "--json", "--out", str(tmp_path), "--frames", str(raw)]) == 2
     assert "no frame from one host to another" in complaint(capsys)
+
+
+def test_the_demo_refuses_an_output_it_cannot_write_before_it_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert main(["demo", "--out", str(tmp_path / "file")]) == 2
+    assert "File exists" in complaint(capsys)

@@ -174,3 +174,28 @@ def test_no_message_and_no_repr_holds_a_key() -> None:
     with pytest.raises(ConfigError) as caught:
         parse(sa() + sa(id="2"))
     assert KEY not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("id = " + "9" * 5000, "more digits"),
+        ("a = " + "[" * 20000, "nested deeper"),
+        ('"a\\nb" = 1', r"file: 'a\nb' is not known here"),
+        (sa(key='""', key_file='"k"'), "sa 1: key and key_file exclude each other"),
+        (
+            sa(tunnel='{ src = "0.0.0.0", dst = "192.0.2.2" }'),
+            "sa 1: tunnel: src must be an IP address of one",
+        ),
+        (
+            sa(tunnel='{ src = "fe80::1", dst = "fe80::2%eth0" }'),
+            "sa 1: tunnel: dst must be an IP address of",
+        ),
+    ],
+    ids=["digits", "nested", "name", "key", "unspecified", "zone"],
+)
+def test_what_the_toml_reader_lets_through_is_refused_in_one_line(text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(text, lambda _name: bytes(16))
+    assert str(caught.value).startswith(message) or message in str(caught.value)
+    assert str(caught.value).isprintable()

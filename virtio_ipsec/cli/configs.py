@@ -19,8 +19,11 @@ def read_config(name: str) -> Config:
         raise ConfigError(f"{name}: not a text file") from None
 
     def read_key(key_name: str) -> bytes:
+        if not key_name.isprintable():
+            raise ConfigError(f"{key_name!r} is no name of a key file")
         key_path = path.parent / key_name
-        content = key_path.read_bytes()[:MAX_KEY_FILE]
+        with key_path.open("rb") as stream:
+            content = stream.read(MAX_KEY_FILE)
         try:
             return bytes.fromhex(content.decode("ascii").strip().removeprefix("0x"))
         except ValueError:

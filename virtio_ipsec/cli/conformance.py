@@ -56,9 +56,14 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError(
             f"no case matches in dialect {arguments.dialect}; see virtio-ipsec conformance --list"
         )
+    if arguments.json == arguments.markdown == "-":
+        raise ConfigError("--json and --markdown cannot both be standard output")
+    for name in (arguments.json, arguments.markdown):
+        if name not in (None, "-"):
+            Path(name).open("a").close()  # better now than after the run
     if arguments.list:
-        return _list(cases, arguments.dialect, as_json=arguments.json == "-")
-    text = sys.stdout if arguments.json != "-" else sys.stderr
+        return _list(cases, arguments.dialect, arguments.json)
+    text = sys.stdout if "-" not in (arguments.json, arguments.markdown) else sys.stderr
     with open_target(arguments.device, DIALECTS[arguments.dialect]) as target:
         progress = _Progress(verbose=arguments.verbose)
         report = run_suite(target, cases, seed=arguments.seed, progress=progress)
@@ -71,8 +76,8 @@ def run(arguments: argparse.Namespace) -> int:
     return DONE if report.passed else FINDING
 
 
-def _list(cases: tuple[Case, ...], dialect: str, *, as_json: bool) -> int:
-    if as_json:
+def _list(cases: tuple[Case, ...], dialect: str, json_name: str | None) -> int:
+    if json_name:
         rows = [
             {
                 "id": c.id,
@@ -82,7 +87,8 @@ def _list(cases: tuple[Case, ...], dialect: str, *, as_json: bool) -> int:
             }
             for c in cases
         ]
-        print(json.dumps(rows, indent=1))
+        _write(json_name, json.dumps(rows, indent=1) + "\n")
+    if json_name == "-":
         return DONE
     width = max(len(c.id) for c in cases)
     for c in cases:

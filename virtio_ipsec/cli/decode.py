@@ -84,8 +84,13 @@ def _items(arguments: argparse.Namespace) -> Iterator[_Item]:
         return
     if len(words) > 1:
         raise ConfigError("@FILE and '-' stand alone")
-    text = sys.stdin.read() if words[0] == "-" else Path(words[0][1:]).read_text(encoding="utf-8")
+    try:
+        text = sys.stdin.read() if words[0] == "-" else Path(words[0][1:]).read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ConfigError("neither hex nor a trace: print binary files with xxd first") from None
     if text.lstrip().startswith("{"):
+        if arguments.what not in ("admin", "reply"):
+            raise ConfigError("a trace holds admin commands and replies: decode admin @FILE")
         yield from _from_trace(text)
     else:
         yield _from_hex(arguments.what, _strip_offsets(text))
@@ -107,7 +112,7 @@ def _from_trace(text: str) -> Iterator[_Item]:
         try:
             event = json.loads(line)
             yield _Item(_octets(_unmask(event["readable"])), _octets(_unmask(event["written"])))
-        except (ValueError, KeyError, TypeError, AttributeError, ConfigError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, ConfigError):
             raise ConfigError(f'line {number} of the trace has no hex in "readable" and "written"') from None
 
 

@@ -30,23 +30,27 @@ from virtio_ipsec.wire.dialect import DIALECTS
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments."""
     parser.add_argument("--out", default="out", metavar="DIR", help="where to write (default: %(default)s)")
-    parser.add_argument("--frames", metavar="FILE", help="capture of Ethernet frames from one host to another")
-    parser.add_argument("--dialect", default="virtio-1.4", choices=list(DIALECTS), help="default: %(default)s")
+    parser.add_argument(
+        "--frames", metavar="FILE", help="capture of Ethernet frames from one host to another"
+    )
+    parser.add_argument(
+        "--dialect", default="virtio-1.4", choices=list(DIALECTS), help="default: %(default)s"
+    )
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run all stages, write the files, print what happened."""
     quiet = arguments.json
+    frames, folder = _frames(arguments.frames), Path(arguments.out)
+    folder.mkdir(parents=True, exist_ok=True)
     if not quiet:
         print(f"{'stage':<58} {'sent':>5} {'clear':>5} {'wire':>5} {'opened':>6} {'octets':>8}  result")
     demo = run_demo(
-        _frames(arguments.frames),
+        frames,
         dialect=DIALECTS[arguments.dialect],
         done=(lambda result: None) if quiet else _print_stage,
     )
-    folder = Path(arguments.out)
-    folder.mkdir(parents=True, exist_ok=True)
     _write(demo, folder)
     if quiet:
         json.dump(_as_json(demo), sys.stdout, indent=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -46,6 +47,9 @@ def parser(chosen: str | None) -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; the exit code is 0 (done), 1 (a finding), 2 (usage) or 3 (target unreachable)."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # What the terminal's encoding lacks is shown escaped: file names may hold anything.
+        sys.stdout.reconfigure(errors="backslashreplace")
     chosen = next((word for word in words if not word.startswith("-")), None)
     arguments = parser(chosen).parse_args(words)
     try:
@@ -67,5 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _complain(error: object, code: int) -> int:
-    print(f"virtio-ipsec: error: {error}", file=sys.stderr)
+    """One line, whatever a file name or a library's message holds."""
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(error))
+    print(f"virtio-ipsec: error: {text}", file=sys.stderr)
     return code

@@ -97,6 +97,10 @@ def parse(text: str, read_key: Callable[[str], bytes] | None = None) -> Config:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"not TOML: {error}") from None
+    except ValueError:
+        raise ConfigError("a number has more digits than any field can hold") from None
+    except RecursionError:
+        raise ConfigError("tables or lists are nested deeper than any field needs") from None
     top = _Table(document, "file", {"dialect", "sa", "flow"})
     name = top.choice("dialect", DIALECTS, "virtio-1.4")
     dialect = DIALECTS[name]
@@ -142,7 +146,8 @@ class _Table:
         self.place = place
         for name in values:
             if name not in known:
-                self.refuse(name, f"is not known here; known: {', '.join(sorted(known))}")
+                shown = name if name.isidentifier() else repr(name)
+                self.refuse(shown, f"is not known here; known: {', '.join(sorted(known))}")
 
     def refuse(self, name: str, message: str) -> NoReturn:
         raise ConfigError(f"{self.place}: {name} {message}")
@@ -266,7 +271,7 @@ def _keys(table: _Table, suite: Suite, read_key: Callable[[str], bytes] | None) 
     for name, lengths in (("key", suite.cipher_key_lens), ("auth_key", suite.auth_key_lens)):
         key = table.octets(name)
         if table.has(f"{name}_file"):
-            if key:
+            if table.has(name):
                 table.refuse(name, f"and {name}_file exclude each other")
             if read_key is None:
                 table.refuse(f"{name}_file", "cannot be read here; give the key as hex")
@@ -314,10 +319,14 @@ def _tunnel(table: _Table, mode: IpsecMode, direction: Direction) -> TunnelIPv4 
 
 
 def _address(table: _Table, name: str) -> IPv4Address | IPv6Address:
+    """An address for an outer header: no zone, and not the unspecified one."""
     try:
-        return ip_address(table.text(name))
+        address = ip_address(table.text(name))
     except ValueError:
         table.refuse(name, "must be an IP address")
+    if address.is_unspecified or getattr(address, "scope_id", None):
+        table.refuse(name, "must be an IP address of one host, without a zone")
+    return address
 
 
 def _network(table: _Table, name: str) -> IPv4Network | IPv6Network | None:

@@ -104,6 +104,8 @@ def write_key_file(path: Path, sas: Iterable[Peers], *, modern: bool = False, re
     text = esp_sa_text(sas, modern=modern)
     fresh = path.with_name(path.name + ".new") if replace else path
     try:
+        if replace:
+            fresh.unlink(missing_ok=True)  # left by a run that was killed
         fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
         with os.fdopen(fd, "w", encoding="ascii") as stream:
             os.fchmod(stream.fileno(), 0o600)
