@@ -175,7 +175,7 @@ def test_keys_can_lie_in_files_beside_the_configuration(
     capsys.readouterr()
     (tmp_path / "k.hex").write_text("no hex")
     assert main(["pcap", "seal", "--config", str(config), str(FRAMES), str(out)]) == 2
-    assert "a key file holds hexadecimal digits" in complaint(capsys)
+    assert "sa 1: key_file must name a file of hexadecimal digits" in complaint(capsys)
 
 
 def test_pcap_writes_whole_files_and_harms_no_other(
@@ -231,13 +231,23 @@ def test_a_sealed_packet_may_be_longer_than_the_snap_length_and_of_the_other_ip_
         assert reader.interfaces[0].snaplen in (0, 262144)
 
 
+def test_a_key_in_the_place_of_its_file_s_name_is_not_printed(
+    tmp_path: Path, config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config.write_text(CONFIG.replace(f'key = "{KEY}"', f'key_file = "{KEY}"'))
+    assert main(["pcap", "seal", "--config", str(config), str(FRAMES), str(tmp_path / "o")]) == 2
+    said = complaint(capsys)
+    assert "sa 1: key_file cannot be read: No such file" in said
+    assert KEY not in said
+
+
 @pytest.mark.parametrize("name", ["a\nb", "\x00", "\x1b[2J"])
 def test_a_key_file_name_that_cannot_be_one_is_refused_in_one_line(
     name: str, tmp_path: Path, config: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config.write_text(CONFIG.replace(f'key = "{KEY}"', f"key_file = {json.dumps(name)}"))
     assert main(["pcap", "seal", "--config", str(config), str(FRAMES), str(tmp_path / "o")]) == 2
-    assert "is no name of a key file" in complaint(capsys)
+    assert "sa 1: key_file holds characters that no file name has" in complaint(capsys)
 
 
 # -- decode

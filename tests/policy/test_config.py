@@ -199,3 +199,20 @@ def test_what_the_toml_reader_lets_through_is_refused_in_one_line(text: str, mes
         parse(text, lambda _name: bytes(16))
     assert str(caught.value).startswith(message) or message in str(caught.value)
     assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("field", ["algorithm", "direction", "mode", "salt", "spi", "options", "id"])
+def test_a_key_in_the_wrong_field_is_not_quoted(field: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(sa(**{field: f'"{KEY}"'}))
+    assert KEY[:12] not in str(caught.value)
+    with pytest.raises(ConfigError) as caught:
+        parse(sa() + f"{KEY} = 1")
+    assert KEY[:12] not in str(caught.value)
+
+
+@pytest.mark.parametrize("field", ["src", "dst", "protocol"])
+def test_a_key_in_a_flow_is_not_quoted(field: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(sa() + f'[[flow]]\nmatch = {{ {field} = "{KEY}" }}\naction = "drop"')
+    assert KEY[:12] not in str(caught.value)

@@ -20,14 +20,16 @@ def read_config(name: str) -> Config:
 
     def read_key(key_name: str) -> bytes:
         if not key_name.isprintable():
-            raise ConfigError(f"{key_name!r} is no name of a key file")
-        key_path = path.parent / key_name
-        with key_path.open("rb") as stream:
-            content = stream.read(MAX_KEY_FILE)
+            raise ConfigError("holds characters that no file name has")
+        try:
+            with (path.parent / key_name).open("rb") as stream:
+                content = stream.read(MAX_KEY_FILE)
+        except OSError as error:
+            raise ConfigError(f"cannot be read: {error.strerror}") from None
         try:
             return bytes.fromhex(content.decode("ascii").strip().removeprefix("0x"))
         except ValueError:
-            raise ConfigError(f"{key_path}: a key file holds hexadecimal digits") from None
+            raise ConfigError("must name a file of hexadecimal digits") from None
 
     try:
         return parse(text, read_key)

@@ -18,7 +18,14 @@ from pathlib import Path
 
 from virtio_ipsec.cli.exits import DONE, FINDING
 from virtio_ipsec.conformance.case import Case
-from virtio_ipsec.conformance.report import coverage, explain, headline, to_json, to_markdown
+from virtio_ipsec.conformance.report import (
+    coverage,
+    coverage_line,
+    explain,
+    headline,
+    to_json,
+    to_markdown,
+)
 from virtio_ipsec.conformance.result import CaseResult, Report
 from virtio_ipsec.conformance.runner import run as run_suite
 from virtio_ipsec.conformance.runner import select
@@ -123,11 +130,12 @@ def _summary(report: Report, *, partial: bool) -> str:
     unsupported = [result for result in report.cases if result.verdict is Verdict.UNSUPPORTED]
     lines += [f"UNSUPPORTED {result.id}: {result.reason}" for result in unsupported]
     if not partial:
-        lines += ["", "clauses by group:"]
+        lines += ["", "judged clauses by group:"]
         for group, counts in coverage(report):
-            lines.append(
-                f"  {group:<16} " + ", ".join(f"{n} {verdict}" for verdict, n in sorted(counts.items()))
-            )
+            judged = [f"{counts[v.value]} {v.value}" for v in Verdict if counts[v.value]]
+            if judged:
+                lines.append(f"  {group:<16} {', '.join(judged)}")
+        lines.append(coverage_line(report))
     lines.append(headline(report))
     return "\n".join(lines)
 

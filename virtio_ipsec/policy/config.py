@@ -40,7 +40,7 @@ from ipaddress import (
 )
 from typing import Any, NoReturn
 
-from virtio_ipsec.crypto.algorithms import Protocol, Suite, UnsupportedAlgorithm, by_name
+from virtio_ipsec.crypto.algorithms import SUITES, Protocol, Suite
 from virtio_ipsec.errors import ConfigError
 from virtio_ipsec.ipsec.sa import BadSaParameters, SaParams
 from virtio_ipsec.policy.flows import Action, Flow, Selector
@@ -89,7 +89,8 @@ class Config:
 
 
 def parse(text: str, read_key: Callable[[str], bytes] | None = None) -> Config:
-    """Parse a TOML document. ``read_key`` reads the file that ``key_file`` names; without it that is refused.
+    """Parse a TOML document. ``read_key`` reads the file that ``key_file`` names, or raises ConfigError with the
+    rest of a sentence that does not quote the name, which may be a key; without it ``key_file`` is refused.
 
     Raises ConfigError with the place (``sa 2: spi``) and what would be right.
     """
@@ -138,6 +139,12 @@ FLOW_FIELDS = frozenset({"match", "action", "sa"})
 MATCH_FIELDS = frozenset({"src", "dst", "protocol", "sport", "dport"})
 
 
+def _shown(name: str) -> str:
+    """A name for a message: on one line, and cut, for it may be a key in the wrong place."""
+    short = name if len(name) <= 20 else f"{name[:8]}..."
+    return short if short.isidentifier() else repr(short)
+
+
 class _Table:
     """One TOML table with the place it stands at; each getter checks type and range."""
 
@@ -146,8 +153,7 @@ class _Table:
         self.place = place
         for name in values:
             if name not in known:
-                shown = name if name.isidentifier() else repr(name)
-                self.refuse(shown, f"is not known here; known: {', '.join(sorted(known))}")
+                self.refuse(_shown(name), f"is not known here; known: {', '.join(sorted(known))}")
 
     def refuse(self, name: str, message: str) -> NoReturn:
         raise ConfigError(f"{self.place}: {name} {message}")
@@ -212,10 +218,8 @@ def _sa(table: _Table, dialect: Dialect, read_key: Callable[[str], bytes] | None
     direction = DIRECTIONS[table.choice("direction", DIRECTIONS)]
     mode = MODES[table.choice("mode", MODES)]
     protocol = Protocol.AH if mode in {IpsecMode.AH_TUNNEL, IpsecMode.AH_TRANSPORT} else Protocol.ESP
-    try:
-        suite = by_name(table.text("algorithm"), protocol)
-    except UnsupportedAlgorithm as error:
-        raise ConfigError(f"{table.place}: algorithm: {error}") from None
+    suites = {suite.name: suite for suite in SUITES if suite.protocol is protocol}
+    suite = suites[table.choice("algorithm", suites)]
     options, udp = _options(table), table.table("udp", UDP_FIELDS)
     if udp is not None:
         options |= IpsecOption.UDP_ENCAP
@@ -275,7 +279,10 @@ def _keys(table: _Table, suite: Suite, read_key: Callable[[str], bytes] | None) 
                 table.refuse(name, f"and {name}_file exclude each other")
             if read_key is None:
                 table.refuse(f"{name}_file", "cannot be read here; give the key as hex")
-            key = read_key(table.text(f"{name}_file"))
+            try:
+                key = read_key(table.text(f"{name}_file"))
+            except ConfigError as error:
+                table.refuse(f"{name}_file", str(error))
         if len(key) not in lengths:
             wanted = " or ".join(str(length) for length in sorted(lengths))
             table.refuse(name, f"must be {wanted} octets for {suite.name}, not {len(key)}")
@@ -334,8 +341,8 @@ def _network(table: _Table, name: str) -> IPv4Network | IPv6Network | None:
         return None
     try:
         return ip_network(table.text(name))
-    except ValueError as error:
-        table.refuse(name, f"must be an address or a network: {error}")
+    except ValueError:
+        table.refuse(name, "must be an address or a network whose host bits are zero")
 
 
 def _flow(table: _Table, outbound: set[int]) -> Flow:
