@@ -84,13 +84,32 @@ def must_failures(report: Report) -> int:
     return sum(report.count(v) for v in (Verdict.FAIL, Verdict.ERROR, Verdict.WEDGED))
 
 
+#: Why no case judges a clause here, by how the clause is observed.
+UNJUDGED = {
+    "device": "no case",
+    "driver": "judged from a driver's trace",
+    "special": "needs a special set-up",
+    "none": "not observable",
+}
+
+
 def coverage(report: Report) -> list[tuple[str, Counter[str]]]:
-    """Per clause group: how many clauses ended with each verdict, "NO CASE" where none cites them."""
+    """Per clause group: how many clauses ended with each verdict, and why no case judges the others."""
     groups: dict[str, Counter[str]] = {}
     for result in report.clauses:
-        label = result.verdict.value if result.cases else "NO CASE"
+        label = result.verdict.value if result.cases else UNJUDGED[result.clause.observed]
         groups.setdefault(result.clause.group, Counter())[label] += 1
     return list(groups.items())
+
+
+def coverage_line(report: Report) -> str:
+    """One line: of how many clauses the dialect has, how many were judged, and what becomes of the rest."""
+    total: Counter[str] = sum((counts for _, counts in coverage(report)), Counter())
+    judged = sum(total[verdict.value] for verdict in Verdict)
+    rest = ", ".join(f"{total[label]} {label}" for label in UNJUDGED.values() if total[label])
+    own = sum(result.clause.group == "RFC" for result in report.clauses)
+    slides = f"; {own} of them are the dialect's own, each from a slide or our choice" if own else ""
+    return f"{len(report.clauses)} clauses in dialect {report.identity.dialect}{slides}: {judged} judged; {rest}"
 
 
 def explain(result: CaseResult) -> list[str]:
@@ -109,8 +128,8 @@ def explain(result: CaseResult) -> list[str]:
 
 def to_markdown(report: Report) -> str:
     """A summary for a merge request or a job page."""
-    lines = ["# virtio-net IPsec conformance", "", headline(report), ""]
-    verdicts = [v.value for v in Verdict] + ["NO CASE"]
+    lines = ["# virtio-net IPsec conformance", "", headline(report), "", coverage_line(report), ""]
+    verdicts = [*(v.value for v in Verdict), *UNJUDGED.values()]
     lines += [
         "## Clauses",
         "",
