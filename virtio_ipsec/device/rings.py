@@ -200,9 +200,9 @@ class Rings:
     def _work(self, index: int) -> Callable[[Chain, list[bytes]], int] | None:
         """What to do with a chain of this queue, or None when a kick means nothing there."""
         context = self.device.context
-        control = self.control_queue_index
         if index == self.admin_queue_index:
             return self._admin if context.has(Feature.F_ADMIN_VQ) else None
+        control = self.control_queue_index
         if index == control:
             return self._control if context.has(Feature.NET_F_CTRL_VQ) else None
         if index < control and index & 1:

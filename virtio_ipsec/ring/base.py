@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import NoReturn
 
 from virtio_ipsec.errors import ConfigError, MemoryAccessError
@@ -155,7 +154,7 @@ class DeviceQueue(_Queue, ABC):
         outstanding = self._outstanding
         entries: list[tuple[int, int, int, int]] = []
         complete = False
-        in_order = islice(outstanding.values(), len(used)) if self._in_order else None
+        in_order = iter(outstanding.values()) if self._in_order else None
         for chain, written in used:
             held = outstanding.get(chain.head)
             if held is None or held[0] is not chain:
@@ -163,7 +162,7 @@ class DeviceQueue(_Queue, ABC):
             if in_order is not None and next(in_order, None) is not held:
                 raise UsedError(Fault.USED_ORDER, f"buffer {chain.head} is used out of order")
             room = chain.writable_len
-            if not 0 <= written <= min(room, MAX_LENGTH):
+            if not 0 <= written <= room or written > MAX_LENGTH:
                 raise UsedError(Fault.USED_LENGTH, f"{written} bytes written of {room}")
             if batch and in_order is not None and complete:
                 _, _, chains, descriptors = entries.pop()

@@ -62,14 +62,16 @@ class Chain:
 
         Without a limit a guest decides how much is copied (up to 2^32 bytes): look at ``readable_len`` first.
         """
+        left = MAX_CHAIN_BYTES if limit is None else limit
+        data = b""
         pieces = []
-        left = self.readable_len if limit is None else limit
         for segment in self.readable:
-            pieces.append(memory.read(segment.addr, min(segment.length, left)))
-            left -= len(pieces[-1])
+            data = memory.read(segment.addr, min(segment.length, left))
+            pieces.append(data)
+            left -= len(data)
             if not left:
                 break
-        return b"".join(pieces)
+        return data if len(pieces) == 1 else b"".join(pieces)
 
     def write(self, memory: GuestMemory, data: bytes) -> int:
         """Spreads ``data`` over the device-writable part; returns how many bytes found room."""
@@ -114,43 +116,31 @@ def check_layout(
             raise LayoutError(Fault.PLACEMENT, f"{name} at {address:#x} crosses from one region into another")
 
 
-class Gatherer:
-    """Collects the elements of one chain and refuses what the common rules of both formats forbid."""
+def checked_chain(memory: GuestMemory, head: int, elements: Sequence[tuple[int, int, int]]) -> Chain:
+    """The chain of (address, length, writable) elements in their order.
 
-    __slots__ = ("_left", "_memory", "_room", "readable", "writable")
-
-    def __init__(self, memory: GuestMemory, limit: int) -> None:
-        self._memory = memory
-        #: Elements and bytes that may still come.
-        self._left = limit
-        self._room = MAX_CHAIN_BYTES
-        self.readable: list[Segment] = []
-        self.writable: list[Segment] = []
-
-    def add(self, address: int, length: int, writable: int) -> None:
-        """Takes the next element in chain order; ``limit`` elements are allowed, which also ends any loop."""
-        if length == 0:
+    Refuses what the common rules of both formats forbid: ChainError.
+    """
+    readable: list[Segment] = []
+    writable: list[Segment] = []
+    total = 0
+    for address, length, is_writable in elements:
+        if not length:
             raise ChainError(Fault.ZERO_LENGTH, f"descriptor at {address:#x} has length 0")
-        self._room -= length
-        if self._room < 0:
+        total += length
+        if total > MAX_CHAIN_BYTES:
             raise ChainError(Fault.TOO_LONG, "chain holds more than 2^32 bytes")
         try:
-            self._memory.check(address, length)
+            memory.check(address, length)
         except MemoryAccessError as error:
             raise ChainError(Fault.ADDRESS, str(error)) from error
-        if writable:
-            self.writable.append(Segment(address, length))
-        elif self.writable:
+        if is_writable:
+            writable.append(Segment(address, length))
+        elif writable:
             raise ChainError(Fault.ORDER, "device-readable descriptor after a device-writable one")
         else:
-            self.readable.append(Segment(address, length))
-        self._left -= 1
-        if self._left < 0:
-            raise ChainError(Fault.LOOP, "chain of more descriptors than the queue has")
-
-    def chain(self, head: int) -> Chain:
-        """The finished chain."""
-        return Chain(head, tuple(self.readable), tuple(self.writable))
+            readable.append(Segment(address, length))
+    return Chain(head, tuple(readable), tuple(writable))
 
 
 def indirect_table(memory: GuestMemory, address: int, length: int, limit: int) -> tuple[memoryview, int]:

@@ -18,9 +18,9 @@ from virtio_ipsec.ring.chain import (
     F_NEXT,
     F_WRITE,
     Chain,
-    Gatherer,
     QueueLayout,
     check_layout,
+    checked_chain,
     indirect_table,
 )
 from virtio_ipsec.ring.faults import ChainError, Fault, LayoutError
@@ -134,10 +134,10 @@ class PackedDeviceQueue(DeviceQueue):
     def _walk(self, word: int) -> tuple[Chain, int]:
         """Collects the list whose first descriptor has this second word, and counts its descriptors.
 
-        Terminates: the gatherer takes at most queue size elements, and each step adds one.
+        Terminates: a chain has at most queue size elements, and each step adds one.
         """
         size = self._layout.size
-        gatherer = Gatherer(self._memory, size)
+        elements: list[tuple[int, int, int]] = []
         position, count = self._next_avail, 0
         while True:
             address = self._parts.desc[2 * (position % size)]
@@ -150,15 +150,15 @@ class PackedDeviceQueue(DeviceQueue):
                     )
                 if flags & F_NEXT or count > 1:
                     raise ChainError(Fault.INDIRECT_CHAINED, "indirect descriptor in a chained list")
-                # One entry more than allowed is looked at, so that the gatherer refuses what is too long.
+                # One entry more than allowed is looked at: enough to refuse what is too long.
                 table, entries = indirect_table(self._memory, address, length, size + 1)
                 for index in range(entries):
                     entry = table[2 * index + 1]
                     # Only F_WRITE counts in a table (virtio v1.4 2.8.7).
-                    gatherer.add(table[2 * index], entry & 0xFFFFFFFF, entry >> 48 & F_WRITE)
+                    elements.append((table[2 * index], entry & 0xFFFFFFFF, entry >> 48 & F_WRITE))
                 break
-            gatherer.add(address, length, flags & F_WRITE)
-            if not flags & F_NEXT:
+            elements.append((address, length, flags & F_WRITE))
+            if len(elements) > size or not flags & F_NEXT:
                 break
             position = self._parts.advance(position, 1)
             following = self._available(position)
@@ -167,7 +167,9 @@ class PackedDeviceQueue(DeviceQueue):
                     Fault.PARTIAL_LIST, f"descriptor {position % size} of a list is not available"
                 )
             word = following
-        return gatherer.chain(word >> 32 & 0xFFFF), count
+        if len(elements) > size:
+            raise ChainError(Fault.LOOP, f"chain of more than {size} descriptors")
+        return checked_chain(self._memory, word >> 32 & 0xFFFF, elements), count
 
     def pending(self) -> int:
         """How many buffers are available now: the heads and tails found by a walk over the flags."""

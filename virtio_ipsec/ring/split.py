@@ -16,9 +16,9 @@ from virtio_ipsec.ring.chain import (
     F_NEXT,
     F_WRITE,
     Chain,
-    Gatherer,
     QueueLayout,
     check_layout,
+    checked_chain,
     indirect_table,
 )
 from virtio_ipsec.ring.faults import ChainError, Fault, LayoutError
@@ -119,11 +119,12 @@ class SplitDeviceQueue(DeviceQueue):
     def _walk(self, head: int) -> tuple[Chain, int]:
         """Collects the chain that starts at ``head``, and counts its descriptors in the table.
 
-        Terminates: the gatherer takes at most queue size elements, and each step adds one or enters the only
-        indirect table.
+        Terminates: a chain has at most queue size elements, and each step adds one or enters the only indirect
+        table.
         """
-        gatherer = Gatherer(self._memory, self._layout.size)
-        table, entries, nested = self._parts.desc, self._layout.size, False
+        size = self._layout.size
+        elements: list[tuple[int, int, int]] = []
+        table, entries, nested = self._parts.desc, size, False
         index, direct = head, 0
         while True:
             if index >= entries:
@@ -143,9 +144,11 @@ class SplitDeviceQueue(DeviceQueue):
                 table, entries = indirect_table(self._memory, address, length, _TABLE_LIMIT)
                 index, nested = 0, True
                 continue
-            gatherer.add(address, length, flags & F_WRITE)
+            elements.append((address, length, flags & F_WRITE))
+            if len(elements) > size:
+                raise ChainError(Fault.LOOP, f"chain of more than {size} descriptors")
             if not flags & F_NEXT:
-                return gatherer.chain(head), direct
+                return checked_chain(self._memory, head, elements), direct
             index = word >> 48
 
     def unpop(self, chain: Chain) -> None:
