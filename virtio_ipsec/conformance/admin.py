@@ -168,8 +168,9 @@ class AdminBench:
         return self.command(Opcode.LIST_USE, id_bitmap_build(opcodes), group=group)
 
     def supported(self) -> frozenset[int]:
-        """The opcodes that LIST_QUERY reports. Raises CommandFailed."""
-        return id_bitmap_parse(demand(self.list_query()).result)
+        """The opcodes that LIST_QUERY reports, and the list commands whether it does or not. Raises
+        CommandFailed."""
+        return id_bitmap_parse(demand(self.list_query()).result) | {Opcode.LIST_QUERY, Opcode.LIST_USE}
 
     def use_everything(self) -> AdminBench:
         """LIST_USE with everything supported. Raises CommandFailed."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import TYPE_CHECKING
@@ -68,6 +69,7 @@ def case(id: str, *clauses: str, needs: Iterable[str] = ()) -> Callable[[CaseBod
     return register
 
 
+@cache
 def load_cases() -> tuple[Case, ...]:
     """All cases of the suite, ordered by id. Importing the modules below ``cases`` registers them."""
     from virtio_ipsec.conformance import cases

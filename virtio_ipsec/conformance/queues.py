@@ -55,9 +55,8 @@ class Queues:
     def indices(self) -> list[int]:
         """The queues that exist: data and control queues, then the first administration virtqueue."""
         found = list(range(self._target.num_queues()))
-        if has(self.features, Feature.F_ADMIN_VQ):
-            found.append(self._target.admin_queue_index())
-        return found
+        admin = self._target.admin_queue_index()
+        return [*found, admin] if has(self.features, Feature.F_ADMIN_VQ) and admin not in found else found
 
     def enable_all(self, features: int) -> None:
         """Set up every queue for these negotiated features."""

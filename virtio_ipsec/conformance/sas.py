@@ -48,7 +48,7 @@ class Caps:
     def suites(self, mode: int) -> list[Suite]:
         """The suites of this package that the device offers in ``mode``."""
         cap = self.modes.get(mode)
-        if cap is None:
+        if cap is None or mode not in IpsecMode._value2member_map_:
             return []
         protocol = Protocol.AH if mode in AH_MODES else Protocol.ESP
         return [suite for suite in SUITES if suite.protocol is protocol and offers(cap, suite)]

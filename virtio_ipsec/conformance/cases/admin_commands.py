@@ -13,6 +13,7 @@ from virtio_ipsec.wire.numbers import CapId, Direction, Opcode, ResourceType, St
 
 EINVAL = AdminStatus.EINVAL
 LISTS = frozenset({int(Opcode.LIST_QUERY), int(Opcode.LIST_USE)})
+CAPS = (CapId.NET_IPSEC_RESOURCE_CAP, CapId.NET_IPSEC_SA_CAP)
 #: Limits that every device allows: one SA per direction.
 ONE_EACH = bytes((1, 0, 0, 0, 1, 0, 0, 0))
 #: Group types that are reserved.
@@ -141,7 +142,7 @@ def success(bench: Bench) -> None:
     if bench.dialect.supports_modify_query:
         query = bench.admin.query(ResourceType.NET_IPSEC_OUTB_SA, 0)
         data = bench.dialect.sa.build(sa)
-        ok(query, "QUERY", query.result[: len(data) - 40] != bytes(len(data) - 40))
+        ok(query, "QUERY", any(query.result))
         ok(bench.admin.modify(ResourceType.NET_IPSEC_OUTB_SA, 0, data), "MODIFY", effect=False)
     gone = bench.admin.destroy(ResourceType.NET_IPSEC_OUTB_SA, 0)
     ok(gone, "DESTROY", bench.admin.destroy(ResourceType.NET_IPSEC_OUTB_SA, 0).status == AdminStatus.ENXIO)
@@ -155,8 +156,6 @@ def failure(bench: Bench) -> None:
     an SA of the reserved mode 0.
     """
     bench.start()
-    reply = bench.admin.command(Opcode.CAP_ID_LIST_QUERY)
-    bench.check("ADM-DEV-06", not reply.ok, "no OK before LIST_USE", reply)
     enable(bench)
     outbound = ResourceType.NET_IPSEC_OUTB_SA
     attempts = {
@@ -282,10 +281,10 @@ def other_failures(bench: Bench) -> None:
         "CREATE of an existing id": install(bench, 1, make(bench)),
         "DESTROY of a missing id": bench.admin.destroy(outbound, 0),
         "DESTROY of the other type": bench.admin.destroy(ResourceType.NET_IPSEC_INB_SA, 1),
-        "disabling the limits": bench.admin.cap_set(CapId.NET_IPSEC_RESOURCE_CAP, bytes(8)),
-        "disabling all modes": bench.admin.cap_set(CapId.NET_IPSEC_SA_CAP, bytes(8)),
+        **{f"disabling {id:#x}": bench.admin.cap_set(id, bytes(8)) for id in CAPS},
     }
     failed = [what for what, reply in attempts.items() if not reply.ok]
+    bench.admin.accept_caps(*(id for id in CAPS if attempts[f"disabling {id:#x}"].ok))
     if not failed:
         raise Unsupported("none of the commands fails")
     if modify_query:

@@ -9,7 +9,7 @@ from virtio_ipsec.conformance.admin import HEADER, ROOM, Reply, frame
 from virtio_ipsec.conformance.bench import Bench
 from virtio_ipsec.conformance.case import case
 from virtio_ipsec.conformance.queues import Buffer
-from virtio_ipsec.conformance.sas import TUNNEL4, TYPES, enable, make
+from virtio_ipsec.conformance.sas import TUNNEL4, TYPES, enable, install, make
 from virtio_ipsec.conformance.verdict import Unsupported
 from virtio_ipsec.errors import AdminStatus
 from virtio_ipsec.wire.admin import (
@@ -26,7 +26,7 @@ OUTBOUND = ResourceType.NET_IPSEC_OUTB_SA
 #: Bytes of the frame before the command's own data.
 FRAME = 24
 #: SAs that a device is asked to hold.
-ENOUGH = 256
+ENOUGH = 64
 
 
 def rounded(size: int) -> int:
@@ -144,7 +144,7 @@ def short_writable(bench: Bench) -> None:
             want = whole.valid[:room]
             bench.check(
                 "AVQ-DEV-01",
-                reply.valid == want,
+                reply.valid.rstrip(b"\0") == want.rstrip(b"\0"),
                 f"{name} with {room} bytes of room: the first {len(want)} bytes of the answer",
                 f"{reply.written} bytes: {reply.valid[:64].hex()}",
             )
@@ -162,7 +162,8 @@ def answer_lengths(bench: Bench) -> dict[str, tuple[bytes, int]]:
         "CREATE": (create(bench), 0),
     }
     if bench.dialect.supports_modify_query:
-        sizes["QUERY"] = (query(bench), bench.dialect.sa.size or 0)
+        # First, for the others take the SA away and make another.
+        sizes = {"QUERY": (query(bench), bench.dialect.sa.size or 0), **sizes}
     return sizes
 
 
@@ -213,7 +214,7 @@ def initialised(bench: Bench) -> None:
     """
     bench.start()
     enable(bench)
-    bench.admin.raw(create(bench))
+    install(bench, 0, make(bench))
     for name, command in readers(bench).items():
         answers = [filled(bench, command, fill) for fill in (0xAA, 0x55)]
         same = answers[0].valid == answers[1].valid
@@ -346,12 +347,12 @@ def descriptors(bench: Bench) -> None:
 def retry(bench: Bench) -> None:
     """A command answered with EAGAIN or ENOMEM has had no effect.
 
-    Creates SAs until the device has no room or 256 are made; if the answer is EAGAIN or ENOMEM there must be
+    Creates SAs until the device has no room or 64 are made; if the answer is EAGAIN or ENOMEM there must be
     no object. Devices that never give these answers are UNSUPPORTED here.
     """
     bench.start()
     caps = enable(bench)
-    for id in bench.sweep(range(min(ENOUGH, caps.resources.outb_sa_limit))):
+    for id in range(min(ENOUGH, caps.resources.outb_sa_limit)):
         reply = bench.admin.raw(create(bench, id))
         if reply.status in (AdminStatus.EAGAIN, AdminStatus.ENOMEM):
             gone = bench.admin.raw(destroy(id))

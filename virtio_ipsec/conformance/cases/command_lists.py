@@ -17,6 +17,11 @@ LISTS = frozenset({int(Opcode.LIST_QUERY), int(Opcode.LIST_USE)})
 ONE_EACH = bytes((1, 0, 0, 0, 1, 0, 0, 0))
 
 
+def few(supported: frozenset[int]) -> list[int]:
+    """The opcodes besides the list commands; not all of them should LIST_QUERY report nonsense."""
+    return sorted(supported - LISTS)[:32]
+
+
 def is_invalid_opcode(reply: Reply) -> bool:
     """EINVAL with Q_INVALID_OPCODE."""
     return reply.outcome == (EINVAL, AdminQualifier.INVALID_OPCODE)
@@ -56,7 +61,7 @@ def after_reset(bench: Bench) -> None:
         query = bench.admin.list_query()
         bench.check("ADM-DEV-11", query.ok, "LIST_QUERY is legal after reset", query)
         supported = id_bitmap_parse(query.result)
-        for number in sorted(supported - LISTS):
+        for number in few(supported):
             reply = bench.admin.command(number)
             bench.check(
                 "ADM-DEV-11", is_invalid_opcode(reply), f"opcode {number:#x} is not legal after reset", reply
@@ -87,7 +92,7 @@ def list_use(bench: Bench) -> None:
     """
     bench.start()
     enable(bench)
-    supported = sorted(bench.admin.supported() - LISTS)
+    supported = few(bench.admin.supported())
     for chosen in supported:
         for wanted in ({chosen}, set(supported) - {chosen}):
             if not bench.admin.list_use(LISTS | wanted).ok:
@@ -153,8 +158,8 @@ def list_use_unsupported(bench: Bench) -> None:
         if reply.status == EINVAL:
             kept = bench.admin.command(Opcode.CAP_ID_LIST_QUERY)
             bench.check("ADM-DEV-07", kept.ok, "the list before a refused LIST_USE holds", kept)
-            absent = bench.admin.cap_get(CapId.NET_FF_RESOURCE_CAP)
-            bench.check("ADM-DEV-07", is_invalid_opcode(absent), "a refused LIST_USE adds nothing", absent)
+            absent = bench.admin.cap_get(min(bench.admin.cap_ids(), default=0))
+            bench.check("ADM-DEV-07", not absent.ok, "a refused LIST_USE adds nothing", absent)
         demand(bench.admin.list_use(LISTS | {int(Opcode.CAP_ID_LIST_QUERY)}))
 
 
@@ -165,7 +170,7 @@ def list_query(bench: Bench) -> None:
     Asks after a reset, after LIST_USE of all and of nothing but the list commands, and after another reset.
     """
     bench.start()
-    seen = bench.admin.supported()
+    seen = id_bitmap_parse(demand(bench.admin.list_query()).result)
     bench.check("INF-43", seen >= LISTS, "bits 0 and 1 are set", sorted(seen))
 
     def again(when: str) -> None:
@@ -174,7 +179,7 @@ def list_query(bench: Bench) -> None:
         bench.check("ADM-DEV-14", now >= seen, f"{when}: at least {sorted(seen)}", sorted(now))
         seen |= now
 
-    for chosen in (seen, LISTS):
+    for chosen in (seen, LISTS | {max(seen)}):
         if bench.admin.list_use(chosen).ok:
             again(f"after LIST_USE of {len(chosen)} opcodes")
     for _ in range(2):
@@ -191,7 +196,7 @@ def list_use_again(bench: Bench) -> None:
     """
     bench.start()
     supported = bench.admin.supported()
-    lists = [supported, *(LISTS | {number} for number in sorted(supported))]
+    lists = [supported, *(LISTS | {number} for number in few(supported))]
     accepted = [wanted for wanted in lists if bench.admin.list_use(wanted).ok]
     if not accepted:
         raise Unsupported("the device accepts no list in the first place")
