@@ -17,7 +17,7 @@ from virtio_ipsec.ring.chain import QueueLayout
 from virtio_ipsec.ring.memory import GuestMemory
 from virtio_ipsec.wire.admin import AdminCommand
 from virtio_ipsec.wire.flow_filter import FfActionCap, FfSelectorCap, Selector
-from virtio_ipsec.wire.ipsec import IpsecSaCap
+from virtio_ipsec.wire.ipsec import IpsecResourceCap, IpsecSaCap
 
 FULL = full_sa_cap().modes
 LAYOUT = QueueLayout(8, 0x1000, 0x2000, 0x3000)
@@ -37,6 +37,16 @@ LAYOUT = QueueLayout(8, 0x1000, 0x2000, 0x3000)
         {"ff_actions": FfActionCap((2, 1))},
         {"ff_actions": FfActionCap((5,))},
         {"ff_limits": replace(DeviceConfig().ff_limits, selectors_per_classifier_limit=4)},
+        {"ff_limits": replace(DeviceConfig().ff_limits, last_rule_priority=256)},
+        {"ff_selectors": FfSelectorCap((Selector(1, 2, bytes(14)),))},
+        {"ipsec_limits": IpsecResourceCap(1 << 32, 1)},
+        {"ipsec_limits": IpsecResourceCap(1, -1)},
+        {"speed": 1 << 31},
+        {"speed": 1 << 32},
+        {"supported_hash_types": 1 << 20},
+        {"num_vfs": -1},
+        {"num_vfs": 1 << 16},
+        {"sa_table_size": -1},
     ],
 )
 def test_capabilities_beyond_the_implementation_cannot_be_configured(changes: dict[str, Any]) -> None:
@@ -116,3 +126,7 @@ def test_a_variant_breaks_one_rule_at_a_time(make: Any, layouts: Any) -> None:
     guest = make(DeviceConfig(sa_cap=IpsecSaCap(FULL[1:])), device_class=Variant)
     assert guest.create(0x203, 0, layouts.sa()) == (0, 0)
     assert guest.create(0x204, 0, layouts.inbound()) == (22, 3)
+
+
+def test_a_link_is_full_duplex() -> None:
+    assert Device(DeviceConfig(), bytes).read_config(16, 1) == b"\x01"

@@ -6,11 +6,17 @@ from dataclasses import dataclass, field, replace
 
 from virtio_ipsec.crypto.algorithms import ah_masks, esp_masks
 from virtio_ipsec.device.features import IMPLEMENTED, acceptable, unmet
-from virtio_ipsec.errors import ConfigError
+from virtio_ipsec.errors import ConfigError, WireError
 from virtio_ipsec.ipsec.params import MAX_REPLAY_WINDOW
 from virtio_ipsec.wire.dialect import V14, Dialect
-from virtio_ipsec.wire.flow_filter import FfActionCap, FfResourceCap, FfSelectorCap, Selector
-from virtio_ipsec.wire.ipsec import IpsecResourceCap, IpsecSaCap, ModeCap
+from virtio_ipsec.wire.flow_filter import (
+    FF_RESOURCE_CAP,
+    FfActionCap,
+    FfResourceCap,
+    FfSelectorCap,
+    Selector,
+)
+from virtio_ipsec.wire.ipsec import RESOURCE_CAP, IpsecResourceCap, IpsecSaCap, ModeCap
 from virtio_ipsec.wire.numbers import FfAction, HashType, IpsecMode, IpsecOption, SelectorFlag, SelectorType
 
 #: Bytes of the packet header that each selector type covers (virtio v1.4 5.1.6.7.2.2).
@@ -24,6 +30,8 @@ SELECTOR_SIZES: dict[int, int] = {
 }
 #: Ethernet, network and transport header.
 MAX_SELECTORS = 3
+#: ``speed`` in Mbit/s, and what says that it is not known (virtio v1.4 5.1.4).
+_MOST_SPEED, _UNKNOWN_SPEED = 0x7FFF_FFFF, 0xFFFF_FFFF
 
 _TUNNEL_ONLY = IpsecOption.COPY_DSCP | IpsecOption.DEC_TTL | IpsecOption.COPY_DF | IpsecOption.ECN
 _ALL_OPTIONS = IpsecOption.ESN | IpsecOption.UDP_ENCAP | IpsecOption.SA_LIFETIME | _TUNNEL_ONLY
@@ -140,6 +148,16 @@ class DeviceConfig:
             or not 128 <= self.rss_max_indirection_table_length <= 0xFFFF
         ):
             raise ConfigError("rss_max_key_size: 40 to 255; rss_max_indirection_table_length: 128 to 65535")
+        if not (0 <= self.speed <= _MOST_SPEED or self.speed == _UNKNOWN_SPEED):
+            raise ConfigError(
+                f"speed {self.speed}: 0 to {_MOST_SPEED} Mbit/s, or {_UNKNOWN_SPEED} for unknown"
+            )
+        if self.supported_hash_types & ~int(~HashType(0)):
+            raise ConfigError(f"supported_hash_types {self.supported_hash_types:#x}: known types only")
+        if not 0 <= self.num_vfs <= 0xFFFF:
+            raise ConfigError(f"num_vfs {self.num_vfs}: 0 to 65535")
+        if self.sa_table_size is not None and self.sa_table_size < 0:
+            raise ConfigError(f"sa_table_size {self.sa_table_size}: None or how many SAs there is room for")
         self._check_features()
         self._check_capabilities()
 
@@ -153,6 +171,11 @@ class DeviceConfig:
 
     def _check_capabilities(self) -> None:
         """What is advertised must work: nothing beyond the registry of algorithms and the known selectors."""
+        try:
+            RESOURCE_CAP.build(self.ipsec_limits)
+            FF_RESOURCE_CAP.build(self.ff_limits)
+        except WireError as error:
+            raise ConfigError(f"a limit that no capability can show: {error}") from None
         known = {mode.mode: mode for mode in full_sa_cap().modes}
         for mode in self.sa_cap.modes:
             most = known.get(mode.mode)
@@ -162,9 +185,12 @@ class DeviceConfig:
             raise ConfigError("sa_cap: modes are unique and ascending")
         types = [s.type for s in self.ff_selectors.selectors]
         if types != sorted(set(types)) or any(
-            len(s.mask) != SELECTOR_SIZES.get(s.type) for s in self.ff_selectors.selectors
+            len(s.mask) != SELECTOR_SIZES.get(s.type) or s.flags not in (0, SelectorFlag.PARTIAL_MASK)
+            for s in self.ff_selectors.selectors
         ):
-            raise ConfigError("ff_selectors: types are unique and ascending, masks as long as their header")
+            raise ConfigError(
+                "ff_selectors: types are unique and ascending, masks as long as their header, flags known"
+            )
         actions = list(self.ff_actions.actions)
         if actions != sorted(set(actions) & set(FfAction)):
             raise ConfigError("ff_actions: known actions, unique and ascending")

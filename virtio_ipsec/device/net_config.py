@@ -6,7 +6,7 @@ from virtio_ipsec.device.config import DeviceConfig
 from virtio_ipsec.wire.net_config import NET_CONFIG, NetConfig
 from virtio_ipsec.wire.numbers import Feature, NetStatus, has
 
-#: ``duplex``: the layout says 1 is full duplex, the normative text 0; Linux reads 1.
+#: ``duplex`` of a full duplex link (E109).
 FULL_DUPLEX = 1
 
 
