@@ -12,7 +12,7 @@ from virtio_ipsec.transport.loopback import Loopback
 from virtio_ipsec.wire.dialect import Dialect
 
 #: Bytes of guest memory: room for all rings and for receive buffers of 64 KiB on every queue.
-_MEMORY = 64 << 20
+_MEMORY = 16 << 20
 
 
 class LoopbackTarget(Loopback):
