@@ -197,11 +197,14 @@ INLINE void cipher_last(struct cipher *c, const int vectors) {
     v_store_part(c->out + before, v_aes_last(s[vectors - 1], v_xor(key, x)), rest);
 }
 
-/* Fewer bytes than a chunk. By value and not inlined: the caller's streams stay in registers, the code stays small. */
-static __attribute__((noinline)) void cipher_tail(struct cipher rest) {
-    struct cipher *const c = &rest;
+/*
+ * 1 to CHUNK bytes. Not inlined, so that there is one copy of all lengths, and called with plain values: a structure
+ * would go through memory, in other widths than it was written, which stalls.
+ */
+static __attribute__((noinline)) void cipher_tail(const struct vipsec_gcm_key *key, const uint8_t *in, uint8_t *out,
+                                                  size_t left, vec counter) {
+    struct cipher stream = {key, in, out, left, counter}, *const c = &stream;
     switch ((c->left + VECTOR - 1) / VECTOR) {
-    case 0: break;
     case 1: cipher_last(c, 1); break;
     case 2: cipher_last(c, 2); break;
     case 3: cipher_last(c, 3); break;
@@ -240,64 +243,67 @@ INLINE __m128i hash_end(struct hash *h) {
     return _mm_xor_si128(reverse16(sum_reduce(&h->sum)), h->mask);
 }
 
-/* Encrypts op and finishes the packet before it; op's own hash is left for the next call. */
-static void seal_next(struct vipsec_gcm_op *op, struct hash *pending) {
-    struct hash h = *pending;
-    struct cipher c;
-    cipher_begin(&c, op);
-    if (c.left >= CHUNK) {
-        if (h.op != NULL && h.left >= CHUNK) {
+/* The hash of a packet runs one chunk behind its cipher, and ends while the next packet begins. */
+static __attribute__((noinline)) void seal_long(struct vipsec_gcm_op *const *ops, size_t count) {
+    struct hash h = {.op = NULL};
+    struct cipher c = {.left = 0};
+    for (size_t i = 0;; i++) {
+        if (i < count) {
+            cipher_begin(&c, ops[i]);
+            if (c.left >= CHUNK) {
+                if (h.op != NULL && h.left >= CHUNK) {
+                    chunk(&c, &h);
+                } else {
+                    chunk(&c, NULL);
+                }
+            } else if (c.left > 0) {
+                cipher_tail(c.key, c.in, c.out, c.left, c.counter);
+                c.left = 0;
+            }
+        }
+        if (h.op != NULL) {
+            write_tag(h.op, hash_end(&h));
+        }
+        if (i == count) {
+            return;
+        }
+        hash_begin(&h, ops[i], ops[i]->out);
+        while (c.left >= CHUNK) {
             chunk(&c, &h);
-        } else {
+        }
+        if (c.left > 0) {
+            cipher_tail(c.key, c.in, c.out, c.left, c.counter);
+        }
+    }
+}
+
+/* While the hash verifies a packet the cipher decrypts the one before it, if that one was authentic. */
+static __attribute__((noinline)) void open_long(struct vipsec_gcm_op *const *ops, size_t count) {
+    struct cipher c = {.left = 0};
+    for (size_t i = 0;; i++) {
+        struct hash h = {.left = 0};
+        if (i < count) {
+            hash_begin(&h, ops[i], ops[i]->in);
+        }
+        while (c.left >= CHUNK && h.left >= CHUNK) {
+            chunk(&c, &h);
+        }
+        while (c.left >= CHUNK) {
             chunk(&c, NULL);
         }
-    } else {
-        cipher_tail(c);
+        if (c.left > 0) {
+            cipher_tail(c.key, c.in, c.out, c.left, c.counter);
+        }
+        if (i == count) {
+            return;
+        }
+        c.left = 0;
+        if (tag_matches(ops[i], hash_end(&h))) {
+            cipher_begin(&c, ops[i]);
+        } else {
+            ops[i]->result = VIPSEC_GCM_BAD_TAG;
+        }
     }
-    if (h.op != NULL) {
-        write_tag(h.op, hash_end(&h));
-    }
-    hash_begin(&h, op, op->out);
-    while (c.left >= CHUNK) {
-        chunk(&c, &h);
-    }
-    cipher_tail(c);
-    *pending = h;
-}
-
-static void seal_last(struct hash *pending) {
-    if (pending->op != NULL) {
-        struct hash h = *pending;
-        write_tag(h.op, hash_end(&h));
-    }
-}
-
-/* Decrypts the verified packet before op and verifies op; its decryption is left for the next call. */
-static void open_next(struct vipsec_gcm_op *op, struct cipher *verified) {
-    struct cipher c = *verified;
-    struct hash h;
-    hash_begin(&h, op, op->in);
-    while (c.left >= CHUNK && h.left >= CHUNK) {
-        chunk(&c, &h);
-    }
-    while (c.left >= CHUNK) {
-        chunk(&c, NULL);
-    }
-    cipher_tail(c);
-    if (tag_matches(op, hash_end(&h))) {
-        cipher_begin(&c, op);
-    } else {
-        op->result = VIPSEC_GCM_BAD_TAG;
-    }
-    *verified = c;
-}
-
-static void open_last(struct cipher *verified) {
-    struct cipher c = *verified;
-    while (c.left >= CHUNK) {
-        chunk(&c, NULL);
-    }
-    cipher_tail(c);
 }
 
 /* ---- short packets ------------------------------------------------------------------------ */
@@ -414,25 +420,25 @@ struct bin {
     size_t used;
 };
 
-/* The packets of one call that are under way. */
-struct work {
-    struct bin bins[KINDS][KEY_SIZES];
-    struct hash pending;    /* seal */
-    struct cipher verified; /* open */
+/* Long packets under way; so many that the first and the last one, which have no neighbour, cost little. */
+struct queue {
+    struct vipsec_gcm_op *ops[32];
+    size_t used;
 };
 
-INLINE void take_long(struct work *w, struct vipsec_gcm_op *op, const bool opening) {
-    if (opening) {
-        open_next(op, &w->verified);
-    } else {
-        seal_next(op, &w->pending);
+INLINE void take_long(struct queue *queue, struct vipsec_gcm_op *op, const bool opening) {
+    enum { CAPACITY = sizeof queue->ops / sizeof queue->ops[0] };
+    queue->ops[queue->used++] = op;
+    if (queue->used == CAPACITY) {
+        (opening ? open_long : seal_long)(queue->ops, CAPACITY);
+        queue->used = 0;
     }
 }
 
 /* Runs what is still in a bin: filled up with empty packets, or alone when that is cheaper. */
-INLINE void flush_bin(struct work *w, struct bin *bin, const struct group_kind *kind, const bool opening) {
+INLINE void flush_bin(struct queue *queue, struct bin *bin, const struct group_kind *kind, const bool opening) {
     if (bin->used == 1) {
-        take_long(w, bin->ops[0], opening);
+        take_long(queue, bin->ops[0], opening);
     } else if (bin->used > 1) {
         uint8_t tag[16] = {0}, nothing[1] = {0};
         struct vipsec_gcm_op filler = {
@@ -445,12 +451,12 @@ INLINE void flush_bin(struct work *w, struct bin *bin, const struct group_kind *
 }
 
 INLINE size_t run(struct vipsec_gcm_op *ops, size_t count, const bool opening) {
-    struct work w;
-    w.pending.op = NULL;
-    w.verified.left = 0;
+    struct bin bins[KINDS][KEY_SIZES];
+    struct queue queue;
+    queue.used = 0;
     for (size_t kind = 0; kind < KINDS; kind++) {
         for (size_t size = 0; size < KEY_SIZES; size++) {
-            w.bins[kind][size].used = 0;
+            bins[kind][size].used = 0;
         }
     }
     for (size_t i = 0; i < count; i++) {
@@ -465,10 +471,10 @@ INLINE size_t run(struct vipsec_gcm_op *ops, size_t count, const bool opening) {
             kind++;
         }
         if (kind == KINDS) {
-            take_long(&w, op, opening);
+            take_long(&queue, op, opening);
             continue;
         }
-        struct bin *bin = &w.bins[kind][(op->key->rounds - 10) / 2];
+        struct bin *bin = &bins[kind][(op->key->rounds - 10) / 2];
         bin->ops[bin->used++] = op;
         if (bin->used == kinds[kind].count) {
             (opening ? kinds[kind].open : kinds[kind].seal)(bin->ops);
@@ -477,14 +483,10 @@ INLINE size_t run(struct vipsec_gcm_op *ops, size_t count, const bool opening) {
     }
     for (size_t kind = 0; kind < KINDS; kind++) {
         for (size_t size = 0; size < KEY_SIZES; size++) {
-            flush_bin(&w, &w.bins[kind][size], &kinds[kind], opening);
+            flush_bin(&queue, &bins[kind][size], &kinds[kind], opening);
         }
     }
-    if (opening) {
-        open_last(&w.verified);
-    } else {
-        seal_last(&w.pending);
-    }
+    (opening ? open_long : seal_long)(queue.ops, queue.used);
     size_t failed = 0;
     for (size_t i = 0; i < count; i++) {
         failed += ops[i].result != VIPSEC_GCM_OK;

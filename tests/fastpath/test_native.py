@@ -1,0 +1,118 @@
+"""The extension is there, chooses its engine as the contract says, and the package lives without it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from virtio_ipsec.errors import ConfigError
+from virtio_ipsec.fastpath import gcm, native
+
+WITHOUT = """
+import sys
+sys.modules["virtio_ipsec.fastpath._vipsec"] = None  # as if it had not been built
+from virtio_ipsec.errors import ConfigError
+from virtio_ipsec.fastpath import gcm, native
+assert not native.available() and native.why_not() and gcm.engine_names() == ()
+try:
+    gcm.Engine()
+except ConfigError as error:
+    print(error)
+import virtio_ipsec.cli.main, virtio_ipsec.device, virtio_ipsec.driver, virtio_ipsec.transport
+"""
+
+
+def python(program: str, **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, **environment}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return done.stdout.strip()
+
+
+def test_the_extension_is_built() -> None:
+    assert native.available(), f"{native.why_not()}: install with a C compiler present (pip install -e .)"
+    assert native.why_not() == ""
+
+
+def test_everything_but_the_fast_path_works_without_it() -> None:
+    assert "the C fast path is not built" in python(WITHOUT)
+
+
+def test_the_default_is_the_best_engine_of_the_machine() -> None:
+    program = "from virtio_ipsec.fastpath import gcm; print(gcm.Engine().name)"
+    environment = {k: v for k, v in os.environ.items() if k != "VIRTIO_IPSEC_ISA"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == gcm.engine_names()[-1]
+
+
+@pytest.mark.parametrize("name", gcm.engine_names())
+def test_the_environment_forces_an_engine(name: str) -> None:
+    program = "from virtio_ipsec.fastpath import gcm; print(gcm.Engine().name)"
+    assert python(program, VIRTIO_IPSEC_ISA=name) == name
+
+
+def absent() -> list[str]:
+    everything = ("evp", "aesni", "vaes256", "vaes512")
+    return ["", "neon", "AESNI", *(name for name in everything if name not in gcm.engine_names())]
+
+
+@pytest.mark.parametrize("name", absent())
+def test_a_forced_engine_that_cannot_run_is_an_error_and_not_another_engine(name: str) -> None:
+    program = """
+from virtio_ipsec.errors import ConfigError
+from virtio_ipsec.fastpath import gcm
+try:
+    print(gcm.Engine())
+except ConfigError as error:
+    print("refused:", error)
+"""
+    assert python(program, VIRTIO_IPSEC_ISA=name).startswith(
+        "refused: the engine that VIRTIO_IPSEC_ISA names cannot"
+    )
+    with pytest.raises(ConfigError, match="cannot run here"):
+        gcm.Engine(name or "none")
+
+
+def test_isa_numbers_outside_the_enum_have_no_name_and_no_engine() -> None:
+    ffi, lib = native.extension()
+    for isa in (-1, lib.VIPSEC_ISA_COUNT, 1 << 30):
+        assert lib.vipsec_isa_name(isa) == ffi.NULL
+        assert lib.vipsec_gcm_engine(isa) == ffi.NULL
+
+
+def cpu_flags() -> set[str]:
+    with open("/proc/cpuinfo") as file:
+        return set(next(line for line in file if line.startswith("flags")).split(":")[1].split())
+
+
+# What Linux says of the CPU, independent of our own reading of CPUID.
+NEEDS = {
+    "aesni": {"aes", "pclmulqdq", "ssse3", "sse4_1"},
+    "vaes256": {"aes", "pclmulqdq", "avx2", "vaes", "vpclmulqdq"},
+    "vaes512": {
+        "aes",
+        "pclmulqdq",
+        "avx2",
+        "vaes",
+        "vpclmulqdq",
+        "avx512f",
+        "avx512bw",
+        "avx512vl",
+        "avx512dq",
+    },
+}
+
+
+@pytest.mark.parametrize("name", NEEDS)
+def test_an_engine_is_offered_exactly_when_the_cpu_has_its_instructions(name: str) -> None:
+    assert (name in gcm.engine_names()) == (NEEDS[name] <= cpu_flags())
+
+
+def test_the_evp_engine_says_which_libcrypto_it_found() -> None:
+    assert gcm.libcrypto_version().startswith("OpenSSL ") == ("evp" in gcm.engine_names())
