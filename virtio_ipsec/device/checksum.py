@@ -4,17 +4,7 @@ from __future__ import annotations
 
 from virtio_ipsec.device.frame import PROTO_TCP, PROTO_UDP, FrameView
 from virtio_ipsec.errors import PacketError, Reason
-
-
-def ones_sum(data: bytes | bytearray | memoryview) -> int:
-    """Ones' complement sum of 16-bit big-endian words, folded; odd data is padded with a zero byte.
-
-    2**16 is 1 modulo 65535, so the folded sum is one division; only all-zero data sums to 0.
-    """
-    value = int.from_bytes(data, "big")
-    if len(data) & 1:
-        value <<= 8
-    return value % 0xFFFF or (0xFFFF if value else 0)
+from virtio_ipsec.ipsec.ip import ones_sum
 
 
 def complete_checksum(frame: bytearray, start: int, offset: int) -> None:

@@ -189,12 +189,18 @@ def fitting(length: int) -> int:
     return length
 
 
+def ones_sum(data: bytes | bytearray | memoryview) -> int:
+    """Ones' complement sum of 16-bit big-endian words, folded (RFC 1071); odd data is padded with a zero byte.
+
+    2**16 is 1 modulo 65535, so the folded sum is one division; only all-zero data sums to 0.
+    """
+    number = int.from_bytes(data, "big") << (8 * (len(data) & 1))
+    return number % 0xFFFF or (0xFFFF if number else 0)
+
+
 def checksum(data: bytes | bytearray) -> int:
     """Internet checksum (RFC 1071), 16 bits; 0 over data that holds its own right checksum."""
-    number = int.from_bytes(data) << (8 * (len(data) & 1))
-    # Reducing modulo 2**16 - 1 is the end-around carry; only it cannot tell 0xffff from 0.
-    total = number % 0xFFFF or (0xFFFF if number else 0)
-    return 0xFFFF ^ total
+    return 0xFFFF ^ ones_sum(data)
 
 
 def with_octet(packet: Packet, at: int, value: int) -> bytes:
