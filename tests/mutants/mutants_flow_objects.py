@@ -92,7 +92,7 @@ class OneClassifierTooMany(ClassifierKind):
         self.check_limit(object_id, live, self.limits().classifiers_limit + 1, "")
 
 
-@mutant("NET-FF-DEV-07")
+@mutant("NET-FF-DEV-07", "RO-DEV-04")
 class GroupGoesUnderRules(RuleKind):
     """A group can be destroyed although it has rules."""
 
@@ -100,7 +100,7 @@ class GroupGoesUnderRules(RuleKind):
         return ((int(ResourceType.NET_FF_CLASSIFIER), value.classifier_id),)
 
 
-@mutant("NET-FF-DEV-08")
+@mutant("NET-FF-DEV-08", "RO-DEV-04")
 class ClassifierGoesUnderRules(RuleKind):
     """A classifier can be destroyed although rules use it."""
 

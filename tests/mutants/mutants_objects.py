@@ -83,6 +83,19 @@ class IdsAcrossTypes(ObjectStore):
             raise NoSpace("the other type has that id")
 
 
+@mutant("RO-DEV-04")
+class ModifiedUnderRules(ObjectStore):
+    """A group or classifier can be modified although rules depend on it."""
+
+    def modify(self, command: ObjectCommand) -> None:
+        spared = self._dependants
+        self._dependants = {}
+        try:
+            super().modify(command)
+        finally:
+            self._dependants = spared
+
+
 @mutant("RO-DEV-02", "ADM-DEV-07")
 class UnknownIsInvalid(ObjectStore):
     """An unknown object gets EINVAL."""

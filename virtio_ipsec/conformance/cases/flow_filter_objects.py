@@ -220,6 +220,31 @@ def _destroy_in_use(bench: Bench, type: int, clause: str) -> None:
     bench.check(clause, reply.ok, "OK once the rule is gone", reply)
 
 
+@case("ff-change-in-use", "RO-DEV-04", needs=("admin", "flow_filter"))
+def change_in_use(bench: Bench) -> None:
+    """MODIFY and DESTROY of a group and of a classifier that a rule depends on are EBUSY, and change nothing.
+
+    The same MODIFY of the group succeeds once the rule is gone.
+    """
+    flows = _flows(bench)
+    modifies = bench.dialect.modify_opcode in bench.admin.supported()
+    rule = flows.rule(flows.group(1), MATCH, FfAction.DROP)
+    other = FF_GROUP.build(FfGroup(2))
+    for type, data in ((GROUP, other), (CLASSIFIER, FF_CLASSIFIER.build(FfClassifier((MATCH[0].selector,))))):
+        if modifies:
+            reply = bench.admin.modify(type, 0, data)
+            bench.check("RO-DEV-04", reply.status == AdminStatus.EBUSY, f"{type.name}: MODIFY is EBUSY", reply)
+        reply = bench.admin.destroy(type, 0)
+        bench.check("RO-DEV-04", reply.status == AdminStatus.EBUSY, f"{type.name}: DESTROY is EBUSY", reply)
+    if not modifies:
+        return
+    before = bench.admin.query(GROUP, 0).result[:2]
+    bench.check("RO-DEV-04", before == FF_GROUP.build(FfGroup(1)), "the group is as it was", before.hex())
+    demand(flows.destroy(RULE, rule))
+    reply = bench.admin.modify(GROUP, 0, other)
+    bench.check("RO-DEV-04", reply.ok, "MODIFY succeeds once the rule is gone", reply)
+
+
 def _refused(bench: Bench, reply: Reply, fault: str) -> None:
     if not reply.ok:
         bench.reading("E36", str(reply))
