@@ -43,6 +43,7 @@ Handler = Callable[[AdminCommand], bytes]
 _COMMAND: Final = struct.Struct("<HH12xQ")
 _OBJECT: Final = struct.Struct("<HxxIQ")
 _REPLY: Final = struct.Struct("<HH4x")
+_OK: Final = (int(AdminStatus.OK), int(AdminQualifier.OK))
 
 
 def parse_command(readable: bytes) -> AdminCommand:
@@ -109,7 +110,7 @@ class AdminCommands:
         """
         self.counters.add("admin_commands")
         try:
-            answer = build_reply(AdminStatus.OK, AdminQualifier.OK, self.execute(parse_command(readable)))
+            answer = build_reply(*_OK, self.execute(parse_command(readable)))
         except AdminError as error:
             self.counters.add("admin_errors")
             answer = build_reply(error.status, error.qualifier)

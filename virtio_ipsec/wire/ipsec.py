@@ -31,7 +31,11 @@ from virtio_ipsec.wire.tunnel import NO_TUNNEL, TunnelParam, TunnelParamCodec
 
 KEY_BYTES = 32
 """Room for key material in a key blob; longer keys cannot be carried (E27)."""
-_KEYS = ("cipher_key", "auth_key")
+#: Attributes of a key: its bytes, what the blob's ``length`` says, and that number where the bytes do not tell it.
+_KEYS = (
+    ("cipher_key", "cipher_key_length", "cipher_key_len"),
+    ("auth_key", "auth_key_length", "auth_key_len"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +136,7 @@ class SaCodec(Record[IpsecSa]):
         members = list(super().take_apart(value))
         for name, codec in self._inner.items():
             members[self._at[name]] = codec.build(members[self._at[name]])
-        for name in _KEYS:
+        for name, _, _ in _KEYS:
             key = members[self._at[name]]
             if len(key) > KEY_BYTES:
                 raise WireError(f"{self.name}: {name} of {len(key)} bytes does not fit {KEY_BYTES}")
@@ -143,11 +147,11 @@ class SaCodec(Record[IpsecSa]):
         arguments = dict(zip(self.members.attributes, members, strict=True))
         for name, codec in self._inner.items():
             arguments[name] = codec.read(arguments[name], 0)[0]
-        for name in _KEYS:
-            length = arguments.pop(f"{name}_length")
+        for name, length_name, exception in _KEYS:
+            length = arguments.pop(length_name)
             arguments[name] = arguments[name][:length]
             if length > KEY_BYTES:
-                arguments[f"{name}_len"] = length
+                arguments[exception] = length
         return IpsecSa(**arguments)
 
     def views(self, data: bytes, at: int, prefix: str = "") -> tuple[list[FieldView], int]:
