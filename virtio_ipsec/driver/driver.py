@@ -193,9 +193,10 @@ class Driver:
     # Administration.
 
     def admin(self, opcode: int, data: bytes = b"", result_len: int = 0) -> bytes:
-        """Send an administration command that changes nothing of what the driver keeps books about."""
+        """Send an administration command that neither names an object nor changes what the driver keeps books
+        about: a raw QUERY could name one that has been destroyed (RO-DRV-03)."""
         channel = self._admin()
-        if opcode in _KEPT or opcode == self.dialect.modify_opcode:
+        if opcode in _KEPT or opcode in (self.dialect.query_opcode, self.dialect.modify_opcode):
             raise DriverError(f"opcode {opcode:#06x} goes through sas, flows or start()")
         return channel.command(opcode, data, result_len)
 
