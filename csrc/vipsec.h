@@ -1,6 +1,6 @@
 /*
  * Public contract of the C fast path. Also read by tools/build_ffi.py as the cffi declarations:
- * outside the guard it holds plain declarations and numeric #defines only.
+ * apart from the guard and its includes it holds plain declarations and numeric #defines only.
  *
  * Nothing here knows Python. Every function may be called from any thread; what it works on is
  * named in its contract. No function allocates unless its name ends in _new.
@@ -9,7 +9,6 @@
 #define VIPSEC_H
 #include <stddef.h>
 #include <stdint.h>
-#endif
 
 /* ---- instruction sets ------------------------------------------------------------------- */
 
@@ -58,7 +57,7 @@ enum vipsec_gcm_result {
     VIPSEC_GCM_OK,
     VIPSEC_GCM_BAD_TAG, /* open only: not authentic; nothing was written */
     VIPSEC_GCM_REFUSED, /* a field outside its range, or a key of another engine; nothing was written */
-    VIPSEC_GCM_FAILED   /* evp only: libcrypto reported an error; out may hold ciphertext, never plaintext */
+    VIPSEC_GCM_FAILED   /* evp only: libcrypto reported an error; out is not to be used */
 };
 
 /* One packet. 64 bytes, no padding. The caller owns everything; the pointers stay valid during the call. */
@@ -104,3 +103,5 @@ void vipsec_wipe(void *memory, size_t size);
 
 /* 1 when the `size` bytes at a and b are equal, else 0, in a time that depends on size alone. */
 int vipsec_equal(const void *a, const void *b, size_t size);
+
+#endif

@@ -17,9 +17,9 @@ MODULE = "virtio_ipsec.fastpath._vipsec"
 
 
 def declarations() -> str:
-    """vipsec.h as cffi reads it: without the guard and its includes."""
+    """vipsec.h as cffi reads it: of the preprocessor only constants (``#define NAME NUMBER``)."""
     header = (ROOT / "csrc" / "vipsec.h").read_text(encoding="utf-8")
-    return re.sub(r"^#ifndef VIPSEC_H\n.*?^#endif\n", "", header, count=1, flags=re.DOTALL | re.MULTILINE)
+    return re.sub(r"^#(?!define \w+ \d).*\n", "", header, flags=re.MULTILINE)
 
 
 class BuildExt(build_ext):
