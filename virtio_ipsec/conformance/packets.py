@@ -149,7 +149,10 @@ class PacketBench:
     def post(
         self, *, queue: int = 0, count: int = RECEIVE_BUFFERS, room: int | Sequence[int] = RECEIVE_ROOM
     ) -> None:
-        """Give a receive queue ``count`` buffers of ``room`` bytes (or of these descriptors)."""
+        """Give a receive queue ``count`` buffers of ``room`` bytes (or of these descriptors), or as many as it
+        has place for."""
+        pieces = 1 if isinstance(room, int) else len(room)
+        count = min(count, self._bench.queues.state(2 * queue).free // pieces)
         for _ in range(count):
             self._bench.queues.submit(2 * queue, writable=room, kick=False)
         self._held[queue] += count

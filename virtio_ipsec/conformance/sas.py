@@ -45,6 +45,16 @@ class Caps:
     resources: IpsecResourceCap
     modes: dict[int, ModeCap] = field(default_factory=dict)
 
+    def limit(self, direction: Direction) -> int:
+        """How many SAs of a direction there can be; ids are below it."""
+        inbound_ = direction is Direction.INBOUND
+        return self.resources.inb_sa_limit if inbound_ else self.resources.outb_sa_limit
+
+    @property
+    def directions(self) -> tuple[Direction, ...]:
+        """Those that the device has SAs of."""
+        return tuple(way for way in (Direction.OUTBOUND, Direction.INBOUND) if self.limit(way))
+
     def suites(self, mode: int) -> list[Suite]:
         """The suites of this package that the device offers in ``mode``."""
         cap = self.modes.get(mode)

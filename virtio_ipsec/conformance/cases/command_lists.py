@@ -13,8 +13,6 @@ from virtio_ipsec.wire.numbers import CapId, GroupType, Opcode
 
 EINVAL = AdminStatus.EINVAL
 LISTS = frozenset({int(Opcode.LIST_QUERY), int(Opcode.LIST_USE)})
-#: Limits that every device allows: one SA per direction.
-ONE_EACH = bytes((1, 0, 0, 0, 1, 0, 0, 0))
 
 
 def few(supported: frozenset[int]) -> list[int]:
@@ -70,12 +68,13 @@ def after_reset(bench: Bench) -> None:
         bench.check("ADM-DEV-11", use.ok, "LIST_USE is legal after reset", use)
 
 
-def probe(bench: Bench, number: int) -> Reply:
-    """A harmless command of this opcode; SA capabilities must be enabled and no SA must exist."""
+def probe(bench: Bench, number: int, limits: bytes) -> Reply:
+    """A harmless command of this opcode; SA capabilities must be enabled and no SA must exist. ``limits`` is
+    the resource capability to set."""
     if number == Opcode.LIST_USE:
         raise ValueError("LIST_USE changes what is probed")
     if number == Opcode.DRIVER_CAP_SET:
-        return bench.admin.cap_set(CapId.NET_IPSEC_RESOURCE_CAP, ONE_EACH)
+        return bench.admin.cap_set(CapId.NET_IPSEC_RESOURCE_CAP, limits)
     data = bytes((4, 2)) + bytes(14)
     if number == Opcode.DEVICE_CAP_GET:
         data = int(CapId.NET_IPSEC_RESOURCE_CAP).to_bytes(8, "little")
@@ -93,12 +92,13 @@ def list_use(bench: Bench) -> None:
     bench.start()
     enable(bench)
     supported = few(bench.admin.supported())
+    limits = demand(bench.admin.cap_get(CapId.NET_IPSEC_RESOURCE_CAP)).result
     for chosen in supported:
         for wanted in ({chosen}, set(supported) - {chosen}):
             if not bench.admin.list_use(LISTS | wanted).ok:
                 continue
             for number in supported:
-                reply = probe(bench, number)
+                reply = probe(bench, number, limits)
                 if number in wanted:
                     bench.check(
                         "ADM-DEV-12",

@@ -154,7 +154,10 @@ def disabled_capability(bench: Bench) -> None:
 
 @case("ff-group-priority-taken", "NET-FF-DEV-04", needs=("admin", "flow_filter"))
 def group_priority_taken(bench: Bench) -> None:
-    """A second group of the same priority is refused with EINVAL; one of another priority is not."""
+    """A second group of the same priority is refused with EINVAL; one of another priority is not.
+
+    CREATE of two groups with priority 7, then of one with 8.
+    """
     flows = _flows(bench, groups_limit=2)
     demand(flows.put_group(0, 7))
     reply = flows.put_group(1, 7)
@@ -200,13 +203,19 @@ def classifiers_limit(bench: Bench) -> None:
 
 @case("ff-destroy-group-in-use", "NET-FF-DEV-07", needs=("admin", "flow_filter"))
 def destroy_group_in_use(bench: Bench) -> None:
-    """DESTROY of a group that still has a rule is EBUSY; without the rule it succeeds."""
+    """DESTROY of a group that still has a rule is EBUSY; without the rule it succeeds.
+
+    One group, classifier and rule; DESTROY of the group before and after the rule is destroyed.
+    """
     _destroy_in_use(bench, GROUP, "NET-FF-DEV-07")
 
 
 @case("ff-destroy-classifier-in-use", "NET-FF-DEV-08", needs=("admin", "flow_filter"))
 def destroy_classifier_in_use(bench: Bench) -> None:
-    """DESTROY of a classifier that a rule still uses is EBUSY; without the rule it succeeds."""
+    """DESTROY of a classifier that a rule still uses is EBUSY; without the rule it succeeds.
+
+    One group, classifier and rule; DESTROY of the classifier before and after the rule is destroyed.
+    """
     _destroy_in_use(bench, CLASSIFIER, "NET-FF-DEV-08")
 
 

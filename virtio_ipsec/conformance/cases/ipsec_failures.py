@@ -55,7 +55,10 @@ def in_corrupted(bench: Bench) -> None:
 
 @case("ipsec-in-replayed", *FAILED, needs=("admin", "ipsec", "wire"))
 def in_replayed(bench: Bench) -> None:
-    """A packet that comes twice fails the second time."""
+    """A packet that comes twice fails the second time.
+
+    The same sealed packet is injected twice: the second copy is not opened, and the next good packet is.
+    """
     path = DataPath(bench)
     sa = path.inbound()
     secret = bench.octets(48)
@@ -67,7 +70,10 @@ def in_replayed(bench: Bench) -> None:
 
 @case("ipsec-in-wrong-key", *FAILED, needs=("admin", "ipsec", "wire"))
 def in_wrong_key(bench: Bench) -> None:
-    """A packet sealed with the key of another SA is not opened, whatever its SPI says."""
+    """A packet sealed with the key of another SA is not opened, whatever its SPI says.
+
+    The SPI of a packet of one SA is overwritten by that of another; good packets of the latter still open.
+    """
     path = DataPath(bench)
     sa, other = path.inbound(), path.inbound()
     secret = bench.octets(48)

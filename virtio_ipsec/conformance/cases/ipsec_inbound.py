@@ -39,13 +39,19 @@ def in_esp_tunnel(bench: Bench) -> None:
 
 @case("ipsec-in-esp-transport", *OPENED, needs=("admin", "ipsec", "wire"))
 def in_esp_transport(bench: Bench) -> None:
-    """ESP in transport mode: packets of every algorithm, key length and IP version are opened."""
+    """ESP in transport mode: packets of every algorithm, key length and IP version are opened.
+
+    One SA per combination that the capability allows; the peer seals, the frame must come out as it went in.
+    """
     _opens_everything(bench, IpsecMode.ESP_TRANSPORT)
 
 
 @case("ipsec-in-ah-tunnel", *OPENED, needs=("admin", "ipsec", "wire"))
 def in_ah_tunnel(bench: Bench) -> None:
-    """AH in tunnel mode: packets of every algorithm, key length and pair of IP versions are accepted."""
+    """AH in tunnel mode: packets of every algorithm, key length and pair of IP versions are accepted.
+
+    One SA per combination that the capability allows; the peer seals, the frame must come out as it went in.
+    """
     _opens_everything(bench, IpsecMode.AH_TUNNEL)
 
 
@@ -270,7 +276,10 @@ def in_rule_first(bench: Bench) -> None:
 
 @case("ipsec-in-fragment-untouched", "NET-RX-DEV-30", "RFC-15", needs=("admin", "ipsec", "wire"))
 def in_fragment_untouched(bench: Bench) -> None:
-    """An outer fragment is not in error: the device does not reassemble and delivers it as it came (E65)."""
+    """An outer fragment is not in error: the device does not reassemble and delivers it as it came (E65).
+
+    The first fragment of a sealed packet comes from the wire; it must not be marked as opened.
+    """
     path = DataPath(bench)
     sa = path.inbound()
     sealed = bytearray(sa.peer.seal(frames.packet(bench.octets(200))))
@@ -291,7 +300,10 @@ def in_fragment_untouched(bench: Bench) -> None:
 
 @case("ipsec-in-queue-of-inner-packet", "INF-07", needs=("admin", "ipsec", "flow_filter", "wire", "mq"))
 def in_queue_of_inner_packet(bench: Bench) -> None:
-    """An opened packet is delivered once, on one receive queue, whatever vq_index its IPsec rule names (E59)."""
+    """An opened packet is delivered once, on one receive queue, whatever vq_index its IPsec rule names (E59).
+
+    A rule with the IPsec action names queue 1; a sealed packet must come once, opened. The queue is reported.
+    """
     path = DataPath(bench)
     bench.packets.post_all(2)
     sa = path.inbound()

@@ -117,7 +117,10 @@ def option_udp_encapsulation(bench: Bench) -> None:
 
 @case("ipsec-option-udp-needed", "INF-22", needs=("admin", "ipsec", "wire"))
 def option_udp_needed(bench: Bench) -> None:
-    """Without the option ESP leaves bare, and an SA with an AH mode and the option is refused (ledger E90)."""
+    """Without the option ESP leaves bare, and an SA with an AH mode and the option is refused (ledger E90).
+
+    An SA with UDP ports and no option seals one packet; CREATE in each AH mode with the option.
+    """
     path = DataPath(bench)
     packet = frames.packet(bench.octets(40))
     left = _one(path, path.outbound(udp_sport=4501, udp_dport=4502), packet, "INF-22", "without the option")

@@ -83,13 +83,19 @@ def out_esp_tunnel(bench: Bench) -> None:
 
 @case("ipsec-out-esp-transport", "INF-08", "RFC-09", "RFC-28", needs=("admin", "ipsec", "wire"))
 def out_esp_transport(bench: Bench) -> None:
-    """ESP in transport mode: packets of every algorithm, key length and IP version can be opened."""
+    """ESP in transport mode: packets of every algorithm, key length and IP version can be opened.
+
+    One SA per combination that the capability allows; the peer opens what leaves and finds the packet sent.
+    """
     _seals_everything(bench, IpsecMode.ESP_TRANSPORT)
 
 
 @case("ipsec-out-ah-tunnel", "INF-08", "RFC-09", "RFC-28", needs=("admin", "ipsec", "wire"))
 def out_ah_tunnel(bench: Bench) -> None:
-    """AH in tunnel mode: packets of every algorithm, key length and pair of IP versions can be verified."""
+    """AH in tunnel mode: packets of every algorithm, key length and pair of IP versions can be verified.
+
+    One SA per combination that the capability allows; the peer verifies what leaves and finds the packet sent.
+    """
     _seals_everything(bench, IpsecMode.AH_TUNNEL)
 
 
@@ -334,7 +340,10 @@ def out_segments(bench: Bench) -> None:
 
 @case("ipsec-off-untouched", "INF-06", needs=("wire",))
 def off_untouched(bench: Bench) -> None:
-    """Without the feature there is no inbound IPsec: ESP arrives as it came, with clear flags."""
+    """Without the feature there is no inbound IPsec: ESP arrives as it came, with clear flags.
+
+    A frame with ESP is injected into a device that negotiated everything but IPSEC.
+    """
     bench.start(without=(Feature.NET_F_IPSEC,))
     bench.packets.post()
     frame = frames.ethernet(frames.esp(0x1234, 1), bench.packets.mac, PEER_MAC)

@@ -87,7 +87,10 @@ def order(bench: Bench) -> None:
 
 @case("ipsec-replay-off", "INF-19", needs=("admin", "ipsec", "wire"))
 def off(bench: Bench) -> None:
-    """With a window of zero the replay check is off: repetitions and old numbers are accepted."""
+    """With a window of zero the replay check is off: repetitions and old numbers are accepted.
+
+    Numbers 5000, 5000 again and 1.
+    """
     numbers = _numbers(bench, 0)
     for number, why in ((5000, "the first"), (5000, "a repetition"), (1, "an old one")):
         numbers.check(number, True, why)
@@ -95,7 +98,10 @@ def off(bench: Bench) -> None:
 
 @case("ipsec-replay-largest-window", "INF-19", needs=("admin", "ipsec", "wire"))
 def largest_window(bench: Bench) -> None:
-    """The largest window of the capability works as wide as it says."""
+    """The largest window of the capability works as wide as it says.
+
+    Numbers at the top, at the left edge, there again, and one further left.
+    """
     path = DataPath(bench)
     path.need(IpsecMode.ESP_TUNNEL)
     size = path.caps.modes[IpsecMode.ESP_TUNNEL].max_replay_win_sz
@@ -123,7 +129,10 @@ def forged(bench: Bench) -> None:
 
 @case("ipsec-replay-esn", "INF-19", "INF-21", needs=("admin", "ipsec", "wire"))
 def esn(bench: Bench) -> None:
-    """With ESN the window works alike, and a number far below means the next 2^32, which nobody has sent."""
+    """With ESN the window works alike, and a number far below means the next 2^32, which nobody has sent.
+
+    Sequence numbers 100, 100 again, 37, 30 and 101 under a window of 64.
+    """
     path = DataPath(bench)
     path.need(IpsecMode.ESP_TUNNEL, IpsecOption.ESN)
     numbers = Numbers(path, path.inbound(options=IpsecOption.ESN, replay_win_sz=WINDOW))

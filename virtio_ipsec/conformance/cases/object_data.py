@@ -53,9 +53,8 @@ def query(bench: Bench) -> None:
     """
     caps = begin(bench)
     made = []
-    for id, number in enumerate(sorted(caps.modes)):
-        if not caps.suites(number):
-            continue
+    numbers = [number for number in sorted(caps.modes) if caps.suites(number)]
+    for id, number in enumerate(numbers[: min(map(caps.limit, BOTH))]):
         mode = IpsecMode(number)
         for direction in BOTH:
             sa = make(bench, direction, mode=mode, obj_id=0xA5000000 | id, udp_sport=4501, udp_dport=4502)
@@ -76,7 +75,7 @@ def modify(bench: Bench) -> None:
     window, lifetimes, ``obj_id``. QUERY returns the new bytes.
     """
     begin(bench)
-    id = 1
+    id = 0
     for direction in BOTH:
         sa = make(bench, direction)
         demand(bench.admin.create(TYPES[direction], id, bench.dialect.sa.build(sa)))

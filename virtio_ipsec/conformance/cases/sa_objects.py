@@ -6,7 +6,7 @@ from virtio_ipsec.conformance.admin import Reply, demand
 from virtio_ipsec.conformance.bench import Bench
 from virtio_ipsec.conformance.case import case
 from virtio_ipsec.conformance.cases.resource_objects import BOTH, begin
-from virtio_ipsec.conformance.sas import TYPES, enable, install, make, read_caps, set_caps
+from virtio_ipsec.conformance.sas import TYPES, Caps, enable, install, make, read_caps, set_caps
 from virtio_ipsec.conformance.verdict import Unsupported
 from virtio_ipsec.errors import AdminQualifier, AdminStatus
 from virtio_ipsec.wire.ipsec import IpsecResourceCap, IpsecSa, IpsecSaCap
@@ -32,8 +32,7 @@ def object_commands(bench: Bench) -> None:
             f"bit {number:#x} of LIST_QUERY is set",
             sorted(supported),
         )
-    enable(bench)
-    for direction in BOTH:
+    for direction in enable(bench).directions:
         kind, sa = TYPES[direction], make(bench, direction)
         data = bench.dialect.sa.build(sa)
         replies = {
@@ -169,7 +168,7 @@ def id_range(bench: Bench) -> None:
             (Direction.OUTBOUND, "NET-IPSEC-DEV-05"),
             (Direction.INBOUND, "NET-IPSEC-DEV-07"),
         ):
-            top = resources.inb_sa_limit if direction is Direction.INBOUND else resources.outb_sa_limit
+            top = Caps(resources).limit(direction)
             kind = TYPES[direction]
             for id in sorted({top, top + 1, max(top, 1 << 16), 1 << 31, 0xFFFFFFFF}):
                 if id > 0xFFFFFFFF or id < top:
@@ -200,7 +199,7 @@ def duplicate_spi(bench: Bench) -> None:
     Per direction, with another key; which of the two happens is reported (E43). Refused, it must be possible
     once the first SA is destroyed. The same SPI in the other direction is not a second one.
     """
-    begin(bench)
+    begin(bench, need=2)
     for direction in BOTH:
         kind = TYPES[direction]
         first = make(bench, direction)
@@ -250,7 +249,7 @@ def driver_modes(bench: Bench) -> None:
         modes = tuple(caps.modes[number] for number in sorted(caps.modes) if number != left_out)
         set_caps(bench, caps.resources, IpsecSaCap(modes))
         for number in numbers:
-            for direction in BOTH:
+            for direction in caps.directions:
                 reply = install(bench, 0, make(bench, direction, mode=IpsecMode(number)))
                 bench.check(
                     "RFC-35",

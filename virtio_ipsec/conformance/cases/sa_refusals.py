@@ -256,7 +256,7 @@ def driver_capability(bench: Bench) -> None:
     bench.start()
     caps = enable(bench)
     full = {number: caps.modes[number] for number in sorted(caps.modes)}
-    for direction in (Direction.OUTBOUND, Direction.INBOUND):
+    for direction in caps.directions:
         for plain in good(bench, caps, direction):
             cap = full[plain.mode]
             sa = replace(plain, options=cap.options & 1)

@@ -9,7 +9,10 @@ from virtio_ipsec.wire.numbers import Feature, Status, has
 
 @case("sanity-start", "BAS-RSVD-07", "BAS-FEAT-08", "BAS-RESET-01")
 def start(bench: Bench) -> None:
-    """The device offers VERSION_1, accepts what it offered, starts, and its status reads 0 after a reset."""
+    """The device offers VERSION_1, accepts what it offered, starts, and its status reads 0 after a reset.
+
+    Runs first and last: without it every other verdict would be meaningless. The status is read after each step.
+    """
     offered = bench.target.device_features()
     bench.require("BAS-RSVD-07", has(offered, Feature.F_VERSION_1), "VERSION_1 is offered", f"{offered:#x}")
     bench.start()

@@ -1,0 +1,120 @@
+"""Runs on the embedded device: repeatable, in any order, thinned or whole, and no key in any report."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from random import Random
+
+import pytest
+
+from virtio_ipsec.conformance.admin import demand
+from virtio_ipsec.conformance.bench import Bench
+from virtio_ipsec.conformance.case import Case, load_cases
+from virtio_ipsec.conformance.report import to_json, to_markdown
+from virtio_ipsec.conformance.result import CaseResult, Report
+from virtio_ipsec.conformance.runner import SANITY, run, run_case, select
+from virtio_ipsec.conformance.sas import enable, install, make
+from virtio_ipsec.conformance.target import open_target
+from virtio_ipsec.conformance.verdict import Verdict
+from virtio_ipsec.errors import ConfigError
+from virtio_ipsec.transport.targets import loopback
+from virtio_ipsec.wire.dialect import DIALECTS, V14
+
+
+def whole_run(dialect: str, seed: int = 0, *, thin: bool = False) -> Report:
+    target = loopback("", DIALECTS[dialect], rng=Random(7).randbytes)
+    return run(target, select(dialect), seed=seed, thin=thin)
+
+
+def test_the_order_comes_from_the_seed_and_does_not_matter() -> None:
+    orders: dict[int, list[str]] = {}
+    for seed in (3, 3, 4):
+        order: list[str] = []
+
+        def note(done: int, total: int, result: CaseResult, order: list[str] = order) -> None:
+            order.append(result.id)
+
+        target = loopback("", V14, rng=Random(7).randbytes)
+        assert run(target, select(V14.name), seed=seed, progress=note, thin=True).passed
+        assert order == orders.setdefault(seed, order)
+    assert orders[3] != orders[4]
+    assert sorted(orders[3]) == sorted(orders[4])
+    assert orders[3][0] == orders[3][-1] == SANITY
+
+
+def test_two_runs_with_one_seed_say_the_same() -> None:
+    def told(report: Report) -> str:
+        data = to_json(replace(report, seconds=0, cases=tuple(replace(c, seconds=0) for c in report.cases)))
+        return json.dumps(data)
+
+    first, second = (whole_run(V14.name, seed=5, thin=True) for _ in range(2))
+    assert told(first) == told(second)
+
+
+def test_a_report_about_an_sa_shows_no_key_and_no_salt() -> None:
+    secrets: list[bytes] = []
+
+    def body(bench: Bench) -> None:
+        bench.start()
+        enable(bench)
+        sa = make(bench, suite="aes-cbc+hmac-sha2-256-128", salt=bytes.fromhex("d1d2d3d4"))
+        secrets.extend((sa.cipher_key, sa.auth_key, sa.salt))
+        demand(install(bench, 0, sa))
+        demand(bench.admin.query(0x203, 0))
+        demand(bench.admin.modify(0x203, 0, bench.dialect.sa.build(sa)))
+        bench.check("INF-28", False, "something impossible", bench.admin.query(0x203, 0))
+
+    case = Case("leaks", "leaks", "leaks", ("INF-28",), frozenset(), body)
+    report = run(loopback("", V14), (case,))
+    (result,) = report.cases
+    assert result.verdict is Verdict.FAIL
+    assert sum(event.kind == "admin" for event in result.events) > 5
+    text = json.dumps(to_json(report)) + to_markdown(report)
+    assert len(secrets) == 3
+    for secret in secrets:
+        assert secret.hex() not in text
+        assert secret.hex(" ") not in text
+    assert "spi" in text
+
+
+def test_a_target_is_found_by_name() -> None:
+    with open_target("loopback", V14) as target:
+        assert target.name == "loopback"
+        assert target.details == {"device": "Device"}
+        assert target.has_wire
+    for uri, complaint in (("loopback:x", "no argument"), ("nowhere", "no target")):
+        with pytest.raises(ConfigError, match=complaint), open_target(uri, V14):
+            pass
+
+
+def test_a_thin_run_takes_the_ends_of_a_sweep() -> None:
+    seen: dict[bool, list[int]] = {}
+
+    def body(bench: Bench) -> None:
+        seen[bench._thin] = bench.sweep(range(1000))
+        assert bench.sweep(iter("abc")) == list("abc")
+        bench.check("INF-28", True, "nothing")
+
+    case = Case("sweeps", "sweeps", "sweeps", ("INF-28",), frozenset(), body)
+    for thin in (False, True):
+        assert run_case(case, loopback("", V14), seed=1, thin=thin).verdict is Verdict.PASS
+    assert seen[False] == list(range(1000))
+    assert seen[True][0] == 0
+    assert seen[True][-1] == 999
+    assert len(seen[True]) < 20
+    assert seen[True] == sorted(set(seen[True]))
+
+
+def test_selection_by_case_and_clause() -> None:
+    everything = select(V14.name)
+    assert {case.id for case in everything} <= {case.id for case in load_cases()}
+    by_clause = select(V14.name, only=["ADM-DEV-1?"])
+    assert by_clause
+    assert all(any(clause.startswith("ADM-DEV-1") for clause in case.clauses) for case in by_clause)
+    assert {case.id for case in select(V14.name, only=["admin-*"], exclude=["admin-queue-*"])} == {
+        case.id
+        for case in everything
+        if case.id.startswith("admin-") and not case.id.startswith("admin-queue-")
+    }
+    assert select(V14.name, only=["RFC-*"], exclude=["*"]) == ()
