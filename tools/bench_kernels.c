@@ -36,7 +36,26 @@ struct bench {
 };
 
 #ifdef WITH_IPSEC_MB
-static IMB_MGR *manager;
+static IMB_MGR *manager; /* with the code that it chooses for this CPU */
+
+static void start_ipsec_mb(void) {
+    IMB_ARCH arch;
+    if (manager != NULL) return;
+    manager = alloc_mb_mgr(0);
+    init_mb_mgr_auto(manager, &arch);
+}
+
+/* Its version and which of its code paths it runs: what it is on one CPU it is not on another. */
+static const char *ipsec_mb_version(void) {
+    static char text[160];
+    const char *type = "", *description = "";
+    start_ipsec_mb();
+#if IMB_VERSION_NUM >= 0x10500
+    imb_get_arch_type_string(manager, &type, &description);
+#endif
+    snprintf(text, sizeof text, "%s %s: %s", imb_get_version_str(), type, description);
+    return text;
+}
 #endif
 
 const char *bench_version(int engine) {
@@ -44,7 +63,7 @@ const char *bench_version(int engine) {
     if (engine == OPENSSL) return OpenSSL_version(OPENSSL_VERSION);
 #endif
 #ifdef WITH_IPSEC_MB
-    if (engine == IPSEC_MB) return imb_get_version_str();
+    if (engine == IPSEC_MB) return ipsec_mb_version();
 #endif
     if (engine == NOTHING) return "";
     return vipsec_isa_name(engine) != NULL && vipsec_gcm_engine(engine) != NULL ? vipsec_isa_name(engine) : NULL;
@@ -107,11 +126,7 @@ struct bench *bench_new(int engine, int opening, uint32_t key_len, uint32_t len,
 #endif
 #ifdef WITH_IPSEC_MB
     if (engine == IPSEC_MB) {
-        if (manager == NULL) {
-            IMB_ARCH arch;
-            manager = alloc_mb_mgr(0);
-            init_mb_mgr_auto(manager, &arch);
-        }
+        start_ipsec_mb();
         struct gcm_key_data *keys = aligned_alloc(64, sizeof *keys * sas);
         for (uint32_t i = 0; i < sas; i++) {
             if (key_len == 16) IMB_AES128_GCM_PRE(manager, b->keys + 32 * i, &keys[i]);
