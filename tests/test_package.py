@@ -37,7 +37,7 @@ def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run_verb(unpacked: Path, cwd: Path, *words: str) -> str:
     environment = {**os.environ, "PYTHONPATH": str(unpacked)}
-    program = "import sys, virtio_ipsec; from virtio_ipsec.cli.main import main; print(virtio_ipsec.__file__); sys.exit(main())"
+    program = "import virtio_ipsec; from virtio_ipsec.cli.main import main; print(virtio_ipsec.__file__); exit(main())"
     done = subprocess.run(
         [sys.executable, "-P", "-c", program, *words],
         cwd=cwd, env=environment, capture_output=True, text=True, check=True,
