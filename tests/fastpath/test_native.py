@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -116,3 +117,36 @@ def test_an_engine_is_offered_exactly_when_the_cpu_has_its_instructions(name: st
 
 def test_the_evp_engine_says_which_libcrypto_it_found() -> None:
     assert gcm.libcrypto_version().startswith("OpenSSL ") == ("evp" in gcm.engine_names())
+
+
+def test_without_the_extension_this_process_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "virtio_ipsec.fastpath._vipsec", None)
+    monkeypatch.delattr("virtio_ipsec.fastpath._vipsec")
+    specification = importlib.util.spec_from_file_location("native_again", native.__file__)
+    assert specification is not None
+    assert specification.loader is not None
+    reloaded = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(reloaded)
+    assert not reloaded.available()
+    assert "_vipsec" in reloaded.why_not()
+    with pytest.raises(ConfigError, match="not built"):
+        reloaded.extension()
+    monkeypatch.setattr(native, "available", reloaded.available)
+    assert gcm.engine_names() == ()
+
+
+def test_no_memory_for_a_key_is_a_memory_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, (ffi, lib) = gcm.Engine(), native.extension()
+
+    class Exhausted:
+        """The library, on a machine that has no memory left for keys."""
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(lib, name)
+
+        def vipsec_gcm_key_new(self, *_: object) -> object:
+            return ffi.NULL
+
+    monkeypatch.setattr(native, "extension", lambda: (ffi, Exhausted()))
+    with pytest.raises(MemoryError):
+        engine.key(bytes(16))
