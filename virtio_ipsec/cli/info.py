@@ -19,6 +19,8 @@ from cryptography.hazmat.backends.openssl.backend import backend
 from virtio_ipsec import __version__
 from virtio_ipsec.cli.exits import DONE
 from virtio_ipsec.crypto.algorithms import SUITES
+from virtio_ipsec.fastpath import native
+from virtio_ipsec.fastpath.gcm import engine_names
 from virtio_ipsec.specification import load_clauses
 from virtio_ipsec.wire.dialect import DIALECTS
 
@@ -38,6 +40,11 @@ def facts() -> dict[str, Any]:
                 "present": True,
                 "library": f"cryptography {cryptography.__version__}, {backend.openssl_version_text()}",
                 "covers": "every mode and algorithm below",
+            },
+            "c": {
+                "present": native.available(),
+                "library": _kernels(),
+                "covers": "AES-GCM bursts; the device does not use them yet",
             },
         },
         "dialects": {
@@ -62,6 +69,13 @@ def facts() -> dict[str, Any]:
     }
 
 
+def _kernels() -> str:
+    """The kernels of the extension that this CPU can run, or why there is no extension."""
+    if not native.available():
+        return f"absent: {native.why_not()}"
+    return f"kernels {', '.join(engine_names())}"
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Print the facts."""
     known = facts()
@@ -72,7 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"virtio-ipsec {known['version']}, Python {known['python']}")
     for name, engine in known["engines"].items():
         print(f"engine {name}: {engine['library']}; covers {engine['covers']}")
-    print("packets run on the Python path: this build has no C fast path")
+    print("packets run on the Python path: there is no C packet path yet")
     for name, dialect in known["dialects"].items():
         print(
             f"dialect {name}: SA object of {dialect['sa_object_octets']} octets, {dialect['clauses']} clauses"
