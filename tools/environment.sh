@@ -1,5 +1,5 @@
 # Sourced by tools/run and tools/check: makes .venv with what they need, once.
-# After the first call nothing is fetched; a change of pyproject.toml makes it run again.
+# After the first call nothing is fetched; a change of pyproject.toml or csrc/ makes it run again.
 #
 #   prepare EXTRAS
 # sets $python; EXTRAS is "" or "[dev]". Missing OS packages are installed when root, else the command to run
@@ -34,6 +34,10 @@ find_python() {
     return 1
 }
 
+fingerprint() { # of everything that decides what is installed
+    cat "$ROOT"/pyproject.toml "$ROOT"/tools/build_ffi.py "$ROOT"/csrc/*.[ch] | sha256sum
+}
+
 build_requirements() {
     "$python" - "$ROOT/pyproject.toml" <<'END'
 import sys, tomllib
@@ -46,7 +50,7 @@ prepare() {
     shift
     python=$ROOT/.venv/bin/python
     stamp=$ROOT/.venv/stamp${extras}
-    if [ -x "$python" ] && [ -f "$stamp" ] && cmp -s "$ROOT/pyproject.toml" "$stamp"; then
+    if [ -x "$python" ] && [ -f "$stamp" ] && [ "$(fingerprint)" = "$(cat "$stamp")" ]; then
         return 0
     fi
     base=$(find_python) || return 2
@@ -61,5 +65,5 @@ prepare() {
     "$python" -m pip --disable-pip-version-check -q install $(build_requirements) &&
         "$python" -m pip --disable-pip-version-check -q install --no-build-isolation -e "$ROOT$extras" ||
         { say "error: pip could not install the dependencies (see above)"; return 2; }
-    cp "$ROOT/pyproject.toml" "$stamp"
+    fingerprint >"$stamp"
 }
