@@ -19,7 +19,7 @@ from virtio_ipsec.wire.numbers import CapId, GroupType, Opcode
 InUse = Callable[[tuple[Any, ...]], bool]
 
 
-@mutant("CAP-DEV-01", "CAP-DEV-03", "CAP-DEV-08")
+@mutant("CAP-DEV-01", "CAP-DEV-02", "CAP-DEV-03", "CAP-DEV-08")
 class NoCapSet(AdminCommands):
     """DRIVER_CAP_SET is not supported."""
 

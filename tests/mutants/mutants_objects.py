@@ -46,6 +46,7 @@ class CreateReplaces(ObjectStore):
     def check_new(self, records: Any, command: ObjectCommand) -> None:
         if command.id in records and command.type in (OUTBOUND, INBOUND):
             self._discard(self.kinds[command.type], command.id, records[command.id])
+        super().check_new(records, command)
 
 
 @mutant("NET-IPSEC-DEV-04", "RO-DEV-01", "ADM-DEV-08", "AVQ-DEV-07")

@@ -30,7 +30,7 @@ from virtio_ipsec.wire.dialect import DIALECTS
 Part = TypeVar("Part", bound=type)
 
 #: Queue pairs: enough for every case, and the suite starts the device hundreds of times per mutant.
-PAIRS = 4
+PAIRS = 2
 #: Which attribute of the device class holds a part.
 PARTS: tuple[tuple[type, str], ...] = (
     (AdminCommands, "commands_class"),

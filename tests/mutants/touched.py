@@ -10,6 +10,7 @@ import sys
 from functools import cache
 from types import CodeType, FrameType, FunctionType
 from typing import Any
+from zlib import crc32
 
 from registry import Mutant, cases_in, mutant_free
 
@@ -38,6 +39,17 @@ def entered(dialect: str) -> dict[str, frozenset[CodeType]]:
             sys.setprofile(before)
         found[case.id] = frozenset(code for code in codes if "/device/" in code.co_filename)
     return found
+
+
+def chosen(mutant: Mutant, *, every: bool = False) -> tuple[Case, ...]:
+    """The affected cases that cite the mutant's clause or a dependant, and of the others a sixth (or every
+    one): a pair of mutant and case is always chosen or never, so that a failure can be repeated."""
+    named = {mutant.clause, *mutant.dependants}
+    return tuple(
+        case
+        for case in affected(mutant)
+        if every or named & set(case.clauses) or crc32(f"{mutant.name}/{case.id}".encode()) % 6 == 0
+    )
 
 
 def affected(mutant: Mutant) -> tuple[Case, ...]:
