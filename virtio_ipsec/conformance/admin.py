@@ -94,9 +94,6 @@ class AdminBench:
     def __init__(self, bench: Bench) -> None:
         self._bench = bench
 
-    def forget(self) -> None:
-        """After a reset there is nothing to remember; kept so that every part of the bench has it."""
-
     @property
     def index(self) -> int:
         """Virtqueue index of the administration virtqueue."""

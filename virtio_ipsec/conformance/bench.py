@@ -6,7 +6,7 @@ Everything that goes through is traced, with key and salt bytes masked.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from random import Random
 from time import monotonic
 from typing import TYPE_CHECKING, TypeVar
@@ -75,7 +75,6 @@ class Bench:
         """Reset the device and forget all queues."""
         self.target.reset()
         self.queues.forget()
-        self.admin.forget()
         self.packets.forget()
         self.features = 0
 
@@ -178,10 +177,8 @@ class Bench:
 
     # -- waiting ------------------------------------------------------------------------------------------
 
-    def wait(self, done: object, what: str, *, seconds: float | None = None) -> None:
-        """Poll the target until ``done()`` is true; Wedged after its patience."""
-        if not callable(done):
-            raise TypeError("done must be callable")
+    def wait(self, done: Callable[[], bool], what: str, *, seconds: float | None = None) -> None:
+        """Poll the target until ``done()`` is true; Wedged after its patience, or after ``seconds``."""
         limit = monotonic() + (self.target.patience if seconds is None else seconds)
         while not done():
             if monotonic() >= limit:

@@ -73,8 +73,8 @@ def readers(bench: Bench) -> dict[str, bytes]:
     return commands
 
 
-def fields(bench: Bench) -> Iterator[tuple[str, bytes]]:
-    """Commands for the readable sweep: data that ends in bytes that are not zero."""
+def cuttable(bench: Bench) -> Iterator[tuple[str, bytes]]:
+    """Commands whose data ends in bytes that are not zero, so that a cut matters."""
     yield "DEVICE_CAP_GET", cap_get(CapId.NET_IPSEC_SA_CAP)
     yield "CREATE outbound", create(bench, 3)
     yield "CREATE inbound", create(bench, 3, Direction.INBOUND)
@@ -90,7 +90,7 @@ def short_readable(bench: Bench) -> None:
     """
     bench.start()
     enable(bench)
-    for name, whole in fields(bench):
+    for name, whole in cuttable(bench):
         for cut in bench.sweep(range(0, len(whole), 8)):
             replies = []
             for command in (whole[:cut], whole[:cut].ljust(len(whole), b"\0")):
