@@ -96,6 +96,12 @@ void vipsec_gcm_key_free(struct vipsec_gcm_key *key);
 size_t vipsec_gcm_seal(const struct vipsec_gcm *engine, struct vipsec_gcm_op *ops, size_t count);
 size_t vipsec_gcm_open(const struct vipsec_gcm *engine, struct vipsec_gcm_op *ops, size_t count);
 
+/* ---- offloads ----------------------------------------------------------------------------- */
+
+/* Ones' complement sum of 16-bit big-endian words, folded (RFC 1071): 0 over zeros only; a zero byte is added to
+ * odd data. When `to` is not NULL the bytes are copied there as well; the two must not overlap. */
+uint16_t vipsec_checksum_sum(uint8_t *to, const uint8_t *from, size_t len);
+
 /* ---- secrets ------------------------------------------------------------------------------ */
 
 /* Overwrites with zeros; the compiler cannot leave it out. */
