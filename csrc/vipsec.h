@@ -102,6 +102,88 @@ size_t vipsec_gcm_open(const struct vipsec_gcm *engine, struct vipsec_gcm_op *op
  * odd data. When `to` is not NULL the bytes are copied there as well; the two must not overlap. */
 uint16_t vipsec_checksum_sum(uint8_t *to, const uint8_t *from, size_t len);
 
+/* ---- verdicts ----------------------------------------------------------------------------- */
+
+/* Why a packet was not processed: errors.Reason of the Python rooms, same names and order. */
+enum vipsec_reason {
+    VIPSEC_REASON_NONE = 0,
+    VIPSEC_REASON_UNKNOWN_SA,
+    VIPSEC_REASON_WRONG_DIRECTION,
+    VIPSEC_REASON_HARD_LIFETIME,
+    VIPSEC_REASON_SEQUENCE_OVERFLOW,
+    VIPSEC_REASON_REPLAY,
+    VIPSEC_REASON_BAD_ICV,
+    VIPSEC_REASON_BAD_PADDING,
+    VIPSEC_REASON_BAD_NEXT_HEADER,
+    VIPSEC_REASON_BAD_INNER,
+    VIPSEC_REASON_DUMMY,
+    VIPSEC_REASON_CONGESTION,
+    VIPSEC_REASON_NOT_IPSEC,
+    VIPSEC_REASON_FRAGMENT,
+    VIPSEC_REASON_MALFORMED,
+    VIPSEC_REASON_NOT_IP,
+    VIPSEC_REASON_TTL_EXPIRED,
+    VIPSEC_REASON_TOO_BIG,
+    VIPSEC_REASON_BAD_HEADER,
+    VIPSEC_REASON_BAD_CHECKSUM_REQUEST,
+    VIPSEC_REASON_BAD_GSO,
+    VIPSEC_REASON_FILTERED,
+    VIPSEC_REASON_RULE_DROP,
+    VIPSEC_REASON_NO_BUFFER,
+    VIPSEC_REASON_QUEUE_DISABLED,
+    VIPSEC_REASON_COUNT
+};
+
+/* ---- frames and stateless offloads ---------------------------------------------------------- */
+
+/* Beside enum vipsec_reason: this is for the Python device to do. */
+enum { VIPSEC_PUNT = -1 };
+
+/* Where the headers of an Ethernet frame are: FrameView of device/frame.py. Offsets in bytes from the first byte,
+ * 0 where there is no such header. */
+struct vipsec_frame_view {
+    uint32_t l3;        /* network header, behind all VLAN tags; 0 when the frame is cut short before it */
+    uint32_t l4;        /* transport header; 0 on a fragment that is not the first */
+    uint32_t end;       /* where the IP packet ends by its own length field */
+    uint32_t home;      /* IPv6 home address option, address of a type 2 routing header */
+    uint32_t routing;
+    uint16_t ethertype; /* after all VLAN tags */
+    int16_t protocol;   /* IPv4 Protocol, or Next Header of the last IPv6 extension header; -1 without IP */
+    uint8_t version;    /* 4, 6, or 0 when it is not well-formed IP */
+    uint8_t fragment;   /* part of a datagram */
+    uint8_t extensions; /* IPv6 with extension headers */
+    uint8_t reserved;
+};
+
+/* Fills `view`. l3, when not 0, is where the network header is known to be: 14..len. `oversize`: the packet is to be
+ * segmented, so it reaches to the end of the frame whatever its length field says. */
+void vipsec_frame_view(const uint8_t *frame, uint32_t len, uint32_t l3, int oversize, struct vipsec_frame_view *view);
+
+/* What a virtio_net_hdr asks for. */
+struct vipsec_offload_request {
+    uint8_t flags, gso_type;
+    uint16_t gso_size, csum_start, csum_offset;
+};
+
+/* Completes the checksum over frame[start..len), whose seed stands at start + offset, in place: enum vipsec_reason. */
+int vipsec_offload_checksum(uint8_t *frame, uint32_t len, uint32_t start, uint32_t offset);
+
+/* 1 when the frame is a whole TCP or UDP packet whose checksum (and IPv4 header checksum) is present and right. */
+int vipsec_offload_checksum_ok(const uint8_t *frame, const struct vipsec_frame_view *view);
+
+/* Whether `at` may be used as outer_nh_offset: enum vipsec_reason. */
+int vipsec_offload_network_header(const uint8_t *frame, uint32_t len, uint32_t at);
+
+#define VIPSEC_MAX_SEGMENTS 4096
+
+/* Cuts a frame as asked, with `features` (bits 0..63) negotiated; l3 is a checked outer_nh_offset or 0. The segments
+ * stand behind one another at `out` (`room` bytes), their lengths in `lengths`, which has VIPSEC_MAX_SEGMENTS places.
+ * Returns enum vipsec_reason (NO_BUFFER: `room` is too small) or VIPSEC_PUNT; *count is 0 unless NONE, and also 0
+ * when no segmentation is asked for. */
+int vipsec_offload_segment(const uint8_t *frame, uint32_t len, const struct vipsec_offload_request *request,
+                           uint64_t features, uint32_t l3, uint8_t *out, size_t room, uint32_t *lengths,
+                           uint32_t *count);
+
 /* ---- secrets ------------------------------------------------------------------------------ */
 
 /* Overwrites with zeros; the compiler cannot leave it out. */
