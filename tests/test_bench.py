@@ -1,0 +1,82 @@
+"""tools/bench: what it concludes from its samples, and where it looks for packages."""
+
+from __future__ import annotations
+
+import itertools
+from xml.etree import ElementTree
+
+import pytest
+
+from tools.bench_parts import comparators, plot, targets
+from tools.bench_parts.cells import Cell, Quiet, ratio
+
+
+def test_a_target_that_was_not_measured_is_not_met() -> None:
+    assert not targets.MB_64.met
+    assert targets.show([]).count(targets.NOT_MEASURED) == len(targets.TABLE)
+
+
+@pytest.mark.parametrize(
+    ("target", "reached", "verdict"),
+    [
+        (targets.MB_64, 0.99, "MISSED"),
+        (targets.MB_64, 1.0, "met"),
+        (targets.MB_64, 1.3, "aim reached"),
+        (targets.ESP_SAS, 1.5, "MISSED"),
+        (targets.ESP_SAS, 1.4, "met"),
+        (targets.ESP_SAS, 1.1, "aim reached"),
+        (targets.ESP_PYTHON, 5000.0, "met"),
+    ],
+)
+def test_verdicts(target: targets.Target, reached: float, verdict: str) -> None:
+    assert target.measured(reached).verdict == verdict
+    assert verdict in targets.show([target.measured(reached)])
+
+
+def test_a_ratio_is_that_of_the_shortest_samples() -> None:
+    ours = Cell("kernels", "vaes256", "seal", 64, 64, [10.0, 12.0, 40.0])
+    theirs = Cell("kernels", "ipsec-mb", "seal", 64, 64, [20.0, 24.0, 25.0])
+    made = ratio(theirs, ours)
+    assert (made.best, made.median) == (2.0, 2.0)
+    assert ours.gbits == pytest.approx(51.2)
+
+
+def test_disturbed_rounds_are_told() -> None:
+    samples = iter([1.0, 1.01, 2.0, 1.0])
+    quiet = Quiet(lambda: next(samples))
+    for _ in range(4):
+        quiet.look()
+    assert quiet.disturbed() == 0.25
+    assert "noisy" in str(quiet)
+
+
+def test_another_suite_comes_from_the_machines_own_sources() -> None:
+    text = (
+        "Types: deb deb-src\n# a remark\nURIs: http://mirror.example/debian\nSuites: bookworm\n  bookworm-updates\n"
+        "Components: main\nSigned-By: /usr/share/keyrings/some.gpg\n\nTypes: deb\nURIs: http://other.example/\n"
+        "Suites: stable\nComponents: main\n"
+    )
+    first, second = comparators.stanzas(text)
+    assert first["Suites"].split() == ["bookworm", "bookworm-updates"]
+    assert (first["URIs"], second["URIs"]) == ("http://mirror.example/debian", "http://other.example/")
+
+
+def test_packages_that_are_unpacked() -> None:
+    kept = ["dpdk-dev_22.11_amd64.deb", "librte-eal23_22.11_amd64.deb", "libfdt1_1.6-4_amd64.deb"]
+    left = [
+        "libelf-dev_0.188-2.1_amd64.deb",
+        "systemd_252_amd64.deb",
+        "libsystemd0_252_amd64.deb",
+        "udev_252.deb",
+    ]
+    assert [name for name in kept + left if comparators.KEEP.match(name)] == kept
+
+
+def test_the_plot_is_well_formed_and_labels_do_not_collide() -> None:
+    series = {f"engine <{n}>": [(64.0, 1.0 + n / 100), (8900.0, 30.0 + n / 100)] for n in range(6)}
+    page = plot.draw([plot.Chart("seal", "bytes", "Gbit/s", series)], "heading & more", "foot")
+    root = ElementTree.fromstring(page)  # noqa: S314 our own text
+    labels = [e for e in root.iter("{http://www.w3.org/2000/svg}text") if (e.text or "").startswith("engine")]
+    heights = sorted(float(e.attrib["y"]) for e in labels)
+    assert len(heights) == 6
+    assert all(b - a >= 14 for a, b in itertools.pairwise(heights))
