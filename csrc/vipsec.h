@@ -184,6 +184,151 @@ int vipsec_offload_segment(const uint8_t *frame, uint32_t len, const struct vips
                            uint64_t features, uint32_t l3, uint8_t *out, size_t room, uint32_t *lengths,
                            uint32_t *count);
 
+/* ---- guest memory ------------------------------------------------------------------------- */
+
+/* `size` bytes of guest-physical addresses from guest_addr, mapped at host. */
+struct vipsec_region {
+    uint64_t guest_addr;
+    uint64_t size;
+    uint8_t *host;
+};
+
+/* The regions of one guest. Constant once made, apart from what is said below. */
+struct vipsec_memory;
+
+/* Copies the table. NULL: no memory, no region, an empty one, one that leaves the 64-bit address space, or two
+ * that overlap. Whoever calls keeps the mappings until vipsec_memory_free.
+ *
+ * The first call puts a SIGBUS handler in front of the one that is there: the owner of a mapping may truncate
+ * the file behind it at any time. The handler acts on faults inside such memory while a call of this library
+ * works on it, and hands every other one to the previous handler. */
+struct vipsec_memory *vipsec_memory_new(const struct vipsec_region *regions, size_t count);
+
+/* No queue may be left over it. NULL is allowed. */
+void vipsec_memory_free(struct vipsec_memory *memory);
+
+/* 1 when an access failed because the mapping had lost its backing; stays so. */
+int vipsec_memory_failed(const struct vipsec_memory *memory);
+
+/* ---- virtqueues, device side (virtio v1.4 2.7 split, 2.8 packed) ----------------------------- */
+
+/* What can be wrong with a queue, in the order of ring/faults.py. Calls return them negated. */
+enum vipsec_fault {
+    VIPSEC_FAULT_NONE,
+    VIPSEC_FAULT_SIZE, /* layout handed over at set-up */
+    VIPSEC_FAULT_ALIGNMENT,
+    VIPSEC_FAULT_PLACEMENT,
+    VIPSEC_FAULT_AVAILABLE_JUMP, /* what a driver made available */
+    VIPSEC_FAULT_INDEX,
+    VIPSEC_FAULT_LOOP,
+    VIPSEC_FAULT_DUPLICATE,
+    VIPSEC_FAULT_OVERCOMMIT,
+    VIPSEC_FAULT_PARTIAL_LIST,
+    VIPSEC_FAULT_EMPTY,
+    VIPSEC_FAULT_ZERO_LENGTH,
+    VIPSEC_FAULT_TOO_LONG,
+    VIPSEC_FAULT_ADDRESS,
+    VIPSEC_FAULT_ORDER,
+    VIPSEC_FAULT_INDIRECT_NOT_NEGOTIATED,
+    VIPSEC_FAULT_INDIRECT_NESTED,
+    VIPSEC_FAULT_INDIRECT_CHAINED,
+    VIPSEC_FAULT_INDIRECT_LENGTH,
+    VIPSEC_FAULT_USED_JUMP, /* what a device marked used */
+    VIPSEC_FAULT_USED_ID,
+    VIPSEC_FAULT_USED_LENGTH,
+    VIPSEC_FAULT_USED_ORDER,
+    VIPSEC_FAULT_FULL, /* use of the queue */
+    VIPSEC_FAULT_BROKEN,
+    VIPSEC_FAULT_MEMORY, /* guest memory lost its backing */
+    VIPSEC_FAULT_COUNT
+};
+
+/* The values of ring/faults.py: "available_jump" and so on; "" for none, NULL outside the enum. */
+const char *vipsec_fault_name(int fault);
+
+#define VIPSEC_QUEUE_PACKED 1    /* VIRTIO_F_RING_PACKED */
+#define VIPSEC_QUEUE_INDIRECT 2  /* VIRTIO_F_INDIRECT_DESC */
+#define VIPSEC_QUEUE_EVENT_IDX 4 /* VIRTIO_F_EVENT_IDX */
+#define VIPSEC_QUEUE_IN_ORDER 8  /* VIRTIO_F_IN_ORDER */
+#define VIPSEC_QUEUE_RESUME 16   /* continue at `state`; without it the queue is new and state is ignored */
+
+struct vipsec_queue_config {
+    uint64_t desc; /* guest addresses: descriptor area, driver area, device area */
+    uint64_t driver;
+    uint64_t device;
+    uint32_t size;  /* 1..32768; split: a power of two */
+    uint32_t flags; /* VIPSEC_QUEUE_* */
+    uint32_t state; /* vhost-user's vring base. Split: available index. Packed: available offset | wrap << 15,
+                     * used offset and wrap in bits 16-31 */
+    int32_t call_fd; /* non-blocking eventfd of used buffer notifications, -1 none. Stays the caller's */
+    int32_t err_fd;  /* the same, told once when the queue breaks */
+    uint32_t reserved;
+};
+
+/* Bytes of one buffer that lie together in host memory. Inside the regions: checked. */
+struct vipsec_segment {
+    uint8_t *host;
+    uint64_t guest;
+    uint32_t len;
+    uint32_t continues; /* 1: rest of the descriptor of the segment before, which crosses regions */
+};
+
+/* One buffer that the driver made available: readable segments, then writable ones. */
+struct vipsec_chain {
+    const struct vipsec_segment *segments;
+    uint64_t readable_len; /* bytes; together at most 2^32 */
+    uint64_t writable_len;
+    uint32_t readable;    /* segments */
+    uint32_t writable;
+    uint32_t serial;      /* which pop it was: for unpop */
+    uint16_t head;        /* what a used entry names: first descriptor (split) or buffer id (packed) */
+    uint16_t descriptors; /* held in the ring */
+};
+
+/* The device side of one virtqueue. One thread at a time; different queues from different threads. */
+struct vipsec_queue;
+
+/* NULL with *fault VIPSEC_FAULT_NONE: no memory. Otherwise *fault says what is wrong with the config (or that
+ * guest memory has vanished). Asks for available buffer notifications, which is all it writes. */
+struct vipsec_queue *vipsec_queue_new(struct vipsec_memory *memory, const struct vipsec_queue_config *config,
+                                      int *fault);
+void vipsec_queue_free(struct vipsec_queue *queue);
+
+/* What broke the queue (enum vipsec_fault). A broken queue answers everything with -VIPSEC_FAULT_BROKEN. */
+int vipsec_queue_fault(const struct vipsec_queue *queue);
+
+/* Ring position, as `state` of the config. Chains still out count as taken. */
+uint32_t vipsec_queue_state(const struct vipsec_queue *queue);
+
+/* Takes the next buffer: 1, 0 when there is none, or the fault that broke the queue, negated. The segments are
+ * valid until the next call of vipsec_queue_pop on this queue. */
+int vipsec_queue_pop(struct vipsec_queue *queue, struct vipsec_chain *chain);
+
+/* Gives back the chain popped last; 0 or -VIPSEC_FAULT_USED_ORDER, -VIPSEC_FAULT_BROKEN. */
+int vipsec_queue_unpop(struct vipsec_queue *queue, const struct vipsec_chain *chain);
+
+/* Buffers available now, or a fault negated. */
+int vipsec_queue_pending(struct vipsec_queue *queue);
+
+/* Marks chains used, written[i] bytes of chain i being valid: the driver sees all of them or none. With batch, and
+ * IN_ORDER, a run of wholly written chains is told by the entry of the chain that ends it. 0, or a fault negated
+ * (USED_ID, USED_ORDER, USED_LENGTH: the caller is wrong, nothing was changed). Reads nothing but head, descriptors
+ * and writable_len of the chains. */
+int vipsec_queue_push(struct vipsec_queue *queue, const struct vipsec_chain *chains, const uint32_t *written,
+                      size_t count, int batch);
+
+/* Whether the driver wants to be told of what was pushed since the last call: 1, 0, or a fault negated. */
+int vipsec_queue_should_notify(struct vipsec_queue *queue);
+
+/* The same, and tells it through call_fd. */
+int vipsec_queue_notify(struct vipsec_queue *queue);
+
+/* Asks the driver to notify; 1 when buffers are there already, 0, or a fault negated. */
+int vipsec_queue_notify_enable(struct vipsec_queue *queue);
+
+/* Says that notifications are not needed. 0, or a fault negated. */
+int vipsec_queue_notify_disable(struct vipsec_queue *queue);
+
 /* ---- secrets ------------------------------------------------------------------------------ */
 
 /* Overwrites with zeros; the compiler cannot leave it out. */

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from virtio_ipsec.fastpath.rings import FastDeviceQueue
+from virtio_ipsec.ring.base import DeviceQueue
 from virtio_ipsec.ring.chain import Chain, Segment
 from virtio_ipsec.ring.faults import QueueFull
 from virtio_ipsec.ring.memory import Allocator, GuestMemory
@@ -37,6 +41,7 @@ class Rings(RuleBasedStateMachine):
     """One driver, one device, one ring. A buffer wanders staged -> shown -> taken -> used -> gone."""
 
     features = 0
+    make_device: ClassVar[Callable[..., DeviceQueue]] = staticmethod(device_queue)
 
     @initialize(size=st.sampled_from([1, 2, 4, 8]), odd=st.integers(1, 9))
     def start(self, size: int, odd: int) -> None:
@@ -48,7 +53,7 @@ class Rings(RuleBasedStateMachine):
         self.layout = allocate_layout(self.allocator, self.size, self.features)
         self.spare = self.allocator.available
         self.driver = driver_queue(self.memory, self.layout, self.features, self.allocator)
-        self.device = device_queue(self.memory, self.layout, self.features)
+        self.device = self.make_device(self.memory, self.layout, self.features)
         self.count = 0
         self.staged: list[Buffer] = []
         self.shown: list[Buffer] = []
@@ -186,7 +191,7 @@ class Rings(RuleBasedStateMachine):
     @rule()
     def replace_the_device(self) -> None:
         state = self.device.state()
-        self.device = device_queue(self.memory, self.layout, self.features)
+        self.device = self.make_device(self.memory, self.layout, self.features)
         self.device.restore(state)
         self.device_awake = True
 
@@ -224,8 +229,10 @@ RING_FEATURES = (Feature.F_RING_PACKED, Feature.F_INDIRECT_DESC, Feature.F_EVENT
 for number in range(1 << len(RING_FEATURES)):
     chosen = [feature for bit, feature in enumerate(RING_FEATURES) if number >> bit & 1]
     name = "Rings_" + ("_".join(feature.name for feature in chosen) or "plain")
-    machine = type(name, (Rings,), {"features": mask(*chosen)})
-    case = machine.TestCase
-    case.settings = settings(max_examples=25, stateful_step_count=40)
-    globals()[f"Test{name}"] = case
+    for suffix, queue, examples in (("", device_queue, 25), ("_in_C", FastDeviceQueue, 15)):
+        members = {"features": mask(*chosen), "make_device": staticmethod(queue)}
+        machine = type(name + suffix, (Rings,), members)
+        case = machine.TestCase
+        case.settings = settings(max_examples=examples, stateful_step_count=40)
+        globals()[f"Test{name}{suffix}"] = case
 del case, machine

@@ -7,11 +7,18 @@ The places are fixed and deliberately apart: descriptors at 0x1000, driver area 
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 
 import pytest
 
+from virtio_ipsec.fastpath.rings import FastDeviceQueue
+from virtio_ipsec.ring.base import DeviceQueue
 from virtio_ipsec.ring.chain import QueueLayout
 from virtio_ipsec.ring.memory import GuestMemory
+from virtio_ipsec.ring.queue import device_queue as python_queue
+from virtio_ipsec.wire.numbers import Feature, mask
+
+MakeQueue = Callable[..., DeviceQueue]
 
 DESC, DRIVER, DEVICE, TABLES, BUFFERS = 0x1000, 0x4000, 0x6000, 0x8000, 0x10000
 NEXT, WRITE, INDIRECT = 1, 2, 4
@@ -109,3 +116,24 @@ def split() -> HandSplit:
 def packed() -> HandPacked:
     """A packed queue of 3 entries: not a power of two."""
     return HandPacked(3)
+
+
+@pytest.fixture(params=["python", "c"])
+def device_queue(request: pytest.FixtureRequest) -> MakeQueue:
+    """Makes device queues (memory, layout, features) of one implementation: a test that takes it runs on both."""
+    made = python_queue if request.param == "python" else FastDeviceQueue
+    return lambda memory, layout, features=0: made(memory, layout, features)
+
+
+@pytest.fixture
+def split_device(device_queue: MakeQueue) -> MakeQueue:
+    """As `device_queue`, for tests of the split format."""
+    return device_queue
+
+
+@pytest.fixture
+def packed_device(device_queue: MakeQueue) -> MakeQueue:
+    """As `device_queue`, with the packed format negotiated."""
+    return lambda memory, layout, features=0: device_queue(
+        memory, layout, features | mask(Feature.F_RING_PACKED)
+    )

@@ -47,12 +47,12 @@ BAD_LISTS = {
 
 
 @pytest.mark.parametrize("name", BAD_LISTS)
-def test_a_bad_list_breaks_the_queue(packed, name: str) -> None:
+def test_a_bad_list_breaks_the_queue(packed, name: str, packed_device) -> None:
     descriptors, table, kind = BAD_LISTS[name]
     for slot, descriptor in enumerate(descriptors):
         packed.desc(slot, *descriptor)
     packed.table(table)
-    queue = PackedDeviceQueue(packed.memory, packed.layout, WITH_TABLES)
+    queue = packed_device(packed.memory, packed.layout, WITH_TABLES)
     before = bytes(packed.raw)
     with pytest.raises(ChainError) as caught:
         queue.pop()
@@ -82,26 +82,26 @@ def test_a_list_that_changes_its_marks_while_it_is_read_ends_after_one_round(pac
     assert Chasing.reads <= 2 * 4
 
 
-def test_an_indirect_descriptor_without_the_feature_breaks_the_queue(packed) -> None:
+def test_an_indirect_descriptor_without_the_feature_breaks_the_queue(packed, packed_device) -> None:
     packed.desc(0, 0x8000, 16, 0, AVAIL | INDIRECT)
-    queue = PackedDeviceQueue(packed.memory, packed.layout)
+    queue = packed_device(packed.memory, packed.layout)
     with pytest.raises(ChainError) as caught:
         queue.pop()
     assert caught.value.kind is Fault.INDIRECT_NOT_NEGOTIATED
 
 
-def test_a_buffer_id_that_is_still_out_cannot_come_again(packed) -> None:
+def test_a_buffer_id_that_is_still_out_cannot_come_again(packed, packed_device) -> None:
     packed.desc(0, B, 1, 7, AVAIL)
     packed.desc(1, B, 1, 7, AVAIL)
-    queue = PackedDeviceQueue(packed.memory, packed.layout)
+    queue = packed_device(packed.memory, packed.layout)
     queue.pop()
     with pytest.raises(ChainError) as caught:
         queue.pop()
     assert caught.value.kind is Fault.DUPLICATE
 
 
-def test_more_descriptors_than_the_ring_has_cannot_be_out(packed) -> None:
-    queue = PackedDeviceQueue(packed.memory, packed.layout)
+def test_more_descriptors_than_the_ring_has_cannot_be_out(packed, packed_device) -> None:
+    queue = packed_device(packed.memory, packed.layout)
     for slot in range(3):
         packed.desc(slot, B, 1, slot, AVAIL)
         queue.pop()
@@ -112,10 +112,10 @@ def test_more_descriptors_than_the_ring_has_cannot_be_out(packed) -> None:
     assert caught.value.kind is Fault.OVERCOMMIT
 
 
-def test_a_broken_queue_does_nothing_until_it_is_reset(packed) -> None:
+def test_a_broken_queue_does_nothing_until_it_is_reset(packed, packed_device) -> None:
     packed.desc(0, B, 4, 0, AVAIL)
     packed.desc(1, B, 0, 1, AVAIL)
-    queue = PackedDeviceQueue(packed.memory, packed.layout)
+    queue = packed_device(packed.memory, packed.layout)
     good = queue.pop()
     with pytest.raises(ChainError):
         queue.pop()

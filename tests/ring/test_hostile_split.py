@@ -52,13 +52,13 @@ BAD_CHAINS = {
 
 
 @pytest.mark.parametrize("name", BAD_CHAINS)
-def test_a_bad_chain_breaks_the_queue(split, name: str) -> None:
+def test_a_bad_chain_breaks_the_queue(split, name: str, split_device) -> None:
     descriptors, table, kind = BAD_CHAINS[name]
     for index, descriptor in enumerate(descriptors):
         split.desc(index, *descriptor)
     split.table(table)
     split.offer(0, 0)
-    queue = SplitDeviceQueue(split.memory, split.layout, WITH_TABLES)
+    queue = split_device(split.memory, split.layout, WITH_TABLES)
     before = bytes(split.raw)
     with pytest.raises(ChainError) as caught:
         queue.pop()
@@ -68,19 +68,19 @@ def test_a_bad_chain_breaks_the_queue(split, name: str) -> None:
     assert split.raw == before
 
 
-def test_an_indirect_descriptor_without_the_feature_breaks_the_queue(split) -> None:
+def test_an_indirect_descriptor_without_the_feature_breaks_the_queue(split, split_device) -> None:
     split.desc(0, 0x8000, 16, INDIRECT)
     split.offer(0)
-    queue = SplitDeviceQueue(split.memory, split.layout)
+    queue = split_device(split.memory, split.layout)
     with pytest.raises(ChainError) as caught:
         queue.pop()
     assert caught.value.kind is Fault.INDIRECT_NOT_NEGOTIATED
 
 
 @pytest.mark.parametrize("head", [4, 0x8000, 0xFFFF])
-def test_a_head_outside_the_table_breaks_the_queue(split, head: int) -> None:
+def test_a_head_outside_the_table_breaks_the_queue(split, head: int, split_device) -> None:
     split.offer(head)
-    queue = SplitDeviceQueue(split.memory, split.layout)
+    queue = split_device(split.memory, split.layout)
     with pytest.raises(ChainError) as caught:
         queue.pop()
     assert caught.value.kind is Fault.INDEX
@@ -88,19 +88,19 @@ def test_a_head_outside_the_table_breaks_the_queue(split, head: int) -> None:
 
 @pytest.mark.parametrize("index", [5, 0x8000, 0xFFFF])
 @pytest.mark.parametrize("call", ["pop", "pending", "enable_notifications"])
-def test_an_available_index_that_jumps_breaks_the_queue(split, index: int, call: str) -> None:
+def test_an_available_index_that_jumps_breaks_the_queue(split, index: int, call: str, split_device) -> None:
     split.poke("<H", 0x4002, index)
-    queue = SplitDeviceQueue(split.memory, split.layout)
+    queue = split_device(split.memory, split.layout)
     with pytest.raises(ChainError) as caught:
         getattr(queue, call)()
     assert caught.value.kind is Fault.AVAILABLE_JUMP
     assert queue.broken
 
 
-def test_an_available_index_that_goes_back_breaks_the_queue(split) -> None:
+def test_an_available_index_that_goes_back_breaks_the_queue(split, split_device) -> None:
     split.desc(0, B, 1)
     split.offer(0)
-    queue = SplitDeviceQueue(split.memory, split.layout)
+    queue = split_device(split.memory, split.layout)
     queue.pop()
     split.poke("<H", 0x4002, 0)
     with pytest.raises(ChainError) as caught:
@@ -108,34 +108,34 @@ def test_an_available_index_that_goes_back_breaks_the_queue(split) -> None:
     assert caught.value.kind is Fault.AVAILABLE_JUMP
 
 
-def test_a_head_that_is_still_out_cannot_come_again(split) -> None:
+def test_a_head_that_is_still_out_cannot_come_again(split, split_device) -> None:
     split.desc(0, B, 1)
     split.offer(0, 0)
-    queue = SplitDeviceQueue(split.memory, split.layout)
+    queue = split_device(split.memory, split.layout)
     queue.pop()
     with pytest.raises(ChainError) as caught:
         queue.pop()
     assert caught.value.kind is Fault.DUPLICATE
 
 
-def test_chains_that_share_descriptors_cannot_be_out_together(split) -> None:
+def test_chains_that_share_descriptors_cannot_be_out_together(split, split_device) -> None:
     for index in range(3):
         split.desc(index, B, 1, NEXT, index + 1)
     split.desc(3, B, 1)
     split.offer(0, 1)
-    queue = SplitDeviceQueue(split.memory, split.layout)
+    queue = split_device(split.memory, split.layout)
     queue.pop()
     with pytest.raises(ChainError) as caught:
         queue.pop()
     assert caught.value.kind is Fault.OVERCOMMIT
 
 
-def test_a_chain_of_the_queue_size_is_allowed(split) -> None:
+def test_a_chain_of_the_queue_size_is_allowed(split, split_device) -> None:
     for index in range(3):
         split.desc(index, B, 1, NEXT, index + 1)
     split.desc(3, B, 1)
     split.offer(0)
-    assert SplitDeviceQueue(split.memory, split.layout).pop().readable_len == 4
+    assert split_device(split.memory, split.layout).pop().readable_len == 4
 
 
 def test_a_chain_holds_at_most_4_gib() -> None:
@@ -164,11 +164,11 @@ def test_a_chain_holds_at_most_4_gib() -> None:
             assert caught.value.kind is verdict
 
 
-def test_a_broken_queue_does_nothing_until_it_is_reset(split) -> None:
+def test_a_broken_queue_does_nothing_until_it_is_reset(split, split_device) -> None:
     split.desc(0, B, 4)
     split.desc(1, B, 0)
     split.offer(0, 1)
-    queue = SplitDeviceQueue(split.memory, split.layout)
+    queue = split_device(split.memory, split.layout)
     good = queue.pop()
     with pytest.raises(ChainError):
         queue.pop()
@@ -195,14 +195,14 @@ def test_a_broken_queue_does_nothing_until_it_is_reset(split) -> None:
     assert queue.pop().readable == (Segment(B, 4),)
 
 
-def test_only_the_offending_queue_is_broken(split) -> None:
+def test_only_the_offending_queue_is_broken(split, split_device) -> None:
     from virtio_ipsec.ring.chain import QueueLayout
 
-    other = SplitDeviceQueue(split.memory, QueueLayout(4, 0x2000, 0x5000, 0x7000))
+    other = split_device(split.memory, QueueLayout(4, 0x2000, 0x5000, 0x7000))
     split.poke("<QIHH", 0x2000, B, 4, 0, 0)
     split.poke("<HHH", 0x5000, 0, 1, 0)
     split.offer(77)
-    bad = SplitDeviceQueue(split.memory, split.layout)
+    bad = split_device(split.memory, split.layout)
     with pytest.raises(ChainError):
         bad.pop()
     other.push(other.pop(), 0)

@@ -7,9 +7,9 @@ import pytest
 from virtio_ipsec.ring.chain import Segment
 from virtio_ipsec.ring.faults import Fault, UsedError
 from virtio_ipsec.ring.memory import Allocator
-from virtio_ipsec.ring.packed import PackedDeviceQueue, PackedDriverQueue
+from virtio_ipsec.ring.packed import PackedDriverQueue
 from virtio_ipsec.ring.queue import Used
-from virtio_ipsec.ring.split import SplitDeviceQueue, SplitDriverQueue
+from virtio_ipsec.ring.split import SplitDriverQueue
 from virtio_ipsec.wire.numbers import Feature, mask
 
 ORDERED = mask(Feature.F_IN_ORDER)
@@ -74,11 +74,11 @@ def test_a_batch_larger_than_the_index_says_is_refused(split) -> None:
     assert queue.reset() == [0, 1, 2]
 
 
-def test_the_split_device_tells_wholly_written_runs_by_one_entry(split) -> None:
+def test_the_split_device_tells_wholly_written_runs_by_one_entry(split, split_device) -> None:
     for index in range(4):
         split.desc(index, B, 8, WRITE)
     split.offer(0, 1, 2, 3)
-    queue = SplitDeviceQueue(split.memory, split.layout, ORDERED)
+    queue = split_device(split.memory, split.layout, ORDERED)
     chains = [queue.pop() for _ in range(4)]
     # 0 and 1 are full and lead to 2, which is not full and so must have an entry; 3 stands alone.
     queue.push_many([(chains[0], 8), (chains[1], 8), (chains[2], 5), (chains[3], 8)], batch=True)
@@ -87,19 +87,19 @@ def test_the_split_device_tells_wholly_written_runs_by_one_entry(split) -> None:
     assert ring[1] == ring[2] == (0, 0)
 
 
-def test_the_split_device_tells_every_entry_unless_asked(split) -> None:
+def test_the_split_device_tells_every_entry_unless_asked(split, split_device) -> None:
     for index in range(2):
         split.desc(index, B, 8, WRITE)
     split.offer(0, 1)
-    queue = SplitDeviceQueue(split.memory, split.layout, ORDERED)
+    queue = split_device(split.memory, split.layout, ORDERED)
     queue.push_many([(queue.pop(), 8), (queue.pop(), 8)])
     assert split.used()[2][:2] == [(0, 8), (1, 8)]
 
 
-def test_the_packed_device_tells_every_buffer_unless_asked(packed) -> None:
+def test_the_packed_device_tells_every_buffer_unless_asked(packed, packed_device) -> None:
     for slot in range(2):
         packed.desc(slot, B, 8, 40 + slot, AVAIL | WRITE)
-    queue = PackedDeviceQueue(packed.memory, packed.layout, ORDERED)
+    queue = packed_device(packed.memory, packed.layout, ORDERED)
     queue.push_many([(queue.pop(), 8), (queue.pop(), 8)])
     assert [packed.read_desc(slot)[2:] for slot in range(2)] == [
         (40, AVAIL | USED | WRITE),
@@ -107,19 +107,19 @@ def test_the_packed_device_tells_every_buffer_unless_asked(packed) -> None:
     ]
 
 
-def test_batching_needs_the_feature(split) -> None:
+def test_batching_needs_the_feature(split, split_device) -> None:
     for index in range(2):
         split.desc(index, B, 8, WRITE)
     split.offer(0, 1)
-    queue = SplitDeviceQueue(split.memory, split.layout)
+    queue = split_device(split.memory, split.layout)
     queue.push_many([(queue.pop(), 8), (queue.pop(), 8)], batch=True)
     assert split.used()[2][:2] == [(0, 8), (1, 8)]
 
 
-def test_the_packed_device_tells_a_batch_by_one_descriptor_and_skips(packed) -> None:
+def test_the_packed_device_tells_a_batch_by_one_descriptor_and_skips(packed, packed_device) -> None:
     for slot in range(3):
         packed.desc(slot, B, 8, 40 + slot, AVAIL | WRITE)
-    queue = PackedDeviceQueue(packed.memory, packed.layout, ORDERED)
+    queue = packed_device(packed.memory, packed.layout, ORDERED)
     chains = [queue.pop() for _ in range(3)]
     queue.push_many([(chains[0], 8), (chains[1], 3)], batch=True)
     assert packed.read_desc(0) == (B, 3, 41, AVAIL | USED | WRITE)
@@ -143,11 +143,11 @@ def test_the_packed_driver_understands_a_batch(packed) -> None:
 
 
 @pytest.mark.parametrize("order", [(1,), (1, 0), (0, 2), (0, 0)])
-def test_the_device_cannot_use_buffers_out_of_order(split, order: tuple[int, ...]) -> None:
+def test_the_device_cannot_use_buffers_out_of_order(split, order: tuple[int, ...], split_device) -> None:
     for index in range(3):
         split.desc(index, B, 8, WRITE)
     split.offer(0, 1, 2)
-    queue = SplitDeviceQueue(split.memory, split.layout, ORDERED)
+    queue = split_device(split.memory, split.layout, ORDERED)
     chains = [queue.pop() for _ in range(3)]
     with pytest.raises(UsedError) as caught:
         queue.push_many([(chains[index], 8) for index in order])
@@ -158,10 +158,10 @@ def test_the_device_cannot_use_buffers_out_of_order(split, order: tuple[int, ...
     assert split.used()[1] == 3
 
 
-def test_more_used_entries_than_buffers_are_refused_in_order_too(split) -> None:
+def test_more_used_entries_than_buffers_are_refused_in_order_too(split, split_device) -> None:
     split.desc(0, B, 8, WRITE)
     split.offer(0)
-    queue = SplitDeviceQueue(split.memory, split.layout, ORDERED)
+    queue = split_device(split.memory, split.layout, ORDERED)
     chain = queue.pop()
     with pytest.raises(UsedError):
         queue.push_many([(chain, 8), (chain, 8)])

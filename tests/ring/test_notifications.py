@@ -6,9 +6,9 @@ import pytest
 
 from virtio_ipsec.ring.chain import Segment
 from virtio_ipsec.ring.memory import GuestMemory, Region
-from virtio_ipsec.ring.packed import PackedDeviceQueue, PackedDriverQueue
+from virtio_ipsec.ring.packed import PackedDriverQueue
 from virtio_ipsec.ring.queue import device_queue, driver_queue
-from virtio_ipsec.ring.split import SplitDeviceQueue, SplitDriverQueue
+from virtio_ipsec.ring.split import SplitDriverQueue
 from virtio_ipsec.wire.numbers import Feature, mask
 
 EVENT = mask(Feature.F_EVENT_IDX)
@@ -30,9 +30,9 @@ def split_round(split, queue, count: int) -> None:
     queue.push_many([(queue.pop(), 4) for _ in range(count)])
 
 
-def test_split_device_follows_the_no_interrupt_flag_and_ignores_used_event(split) -> None:
+def test_split_device_follows_the_no_interrupt_flag_and_ignores_used_event(split, split_device) -> None:
     fill_split(split)
-    queue = SplitDeviceQueue(split.memory, split.layout)
+    queue = split_device(split.memory, split.layout)
     split.poke("<H", 0x400C, 3)  # used_event: to be ignored
     split_round(split, queue, 1)
     assert queue.should_notify() is True
@@ -45,14 +45,14 @@ def test_split_device_follows_the_no_interrupt_flag_and_ignores_used_event(split
 @pytest.mark.parametrize("start", [0, 65533])
 @pytest.mark.parametrize("batch", [1, 2, 3, 4])
 def test_split_device_notifies_exactly_when_the_used_event_entry_is_written(
-    split, start: int, batch: int
+    split, start: int, batch: int, split_device
 ) -> None:
     for event_after in range(-3, 9):
         split.raw[:] = bytes(len(split.raw))
         fill_split(split)
         split.poke("<H", 0x4002, start)
         split.poke("<H", 0x6002, start)
-        queue = SplitDeviceQueue(split.memory, split.layout, EVENT)
+        queue = split_device(split.memory, split.layout, EVENT)
         queue.restore(start)
         split_round(split, queue, 1)
         assert queue.should_notify() is True, "after a restore the first answer is yes"
@@ -64,9 +64,9 @@ def test_split_device_notifies_exactly_when_the_used_event_entry_is_written(
             assert queue.should_notify() is (event_after in written)
 
 
-def test_split_device_notifies_at_first_use_when_used_event_is_0(split) -> None:
+def test_split_device_notifies_at_first_use_when_used_event_is_0(split, split_device) -> None:
     fill_split(split)
-    queue = SplitDeviceQueue(split.memory, split.layout, EVENT)
+    queue = split_device(split.memory, split.layout, EVENT)
     split_round(split, queue, 1)
     assert queue.should_notify() is True
     for _ in range(16384):
@@ -75,8 +75,8 @@ def test_split_device_notifies_at_first_use_when_used_event_is_0(split) -> None:
     assert queue.should_notify() is True
 
 
-def test_split_device_asks_for_kicks_by_flag(split) -> None:
-    queue = SplitDeviceQueue(split.memory, split.layout)
+def test_split_device_asks_for_kicks_by_flag(split, split_device) -> None:
+    queue = split_device(split.memory, split.layout)
     queue.disable_notifications()
     assert split.used()[0] == 1
     assert queue.enable_notifications() is False
@@ -86,9 +86,9 @@ def test_split_device_asks_for_kicks_by_flag(split) -> None:
     assert queue.enable_notifications() is True
 
 
-def test_split_device_asks_for_kicks_by_avail_event_and_keeps_flags_0(split) -> None:
+def test_split_device_asks_for_kicks_by_avail_event_and_keeps_flags_0(split, split_device) -> None:
     fill_split(split)
-    queue = SplitDeviceQueue(split.memory, split.layout, EVENT)
+    queue = split_device(split.memory, split.layout, EVENT)
     split.offer(0, 1)
     queue.pop()
     assert split.used()[3] == 1
@@ -159,8 +159,8 @@ def packed_use(packed, queue, position: int, ident: int = 0) -> None:
     queue.push(queue.pop(), 4)
 
 
-def test_packed_device_follows_enable_and_disable(packed) -> None:
-    queue = PackedDeviceQueue(packed.memory, packed.layout)
+def test_packed_device_follows_enable_and_disable(packed, packed_device) -> None:
+    queue = packed_device(packed.memory, packed.layout)
     packed_use(packed, queue, 0)
     assert queue.should_notify() is True
     assert queue.should_notify() is False
@@ -170,8 +170,8 @@ def test_packed_device_follows_enable_and_disable(packed) -> None:
 
 
 @pytest.mark.parametrize("event", range(6))
-def test_packed_device_notifies_exactly_at_the_event_descriptor(packed, event: int) -> None:
-    queue = PackedDeviceQueue(packed.memory, packed.layout, EVENT)
+def test_packed_device_notifies_exactly_at_the_event_descriptor(packed, event: int, packed_device) -> None:
+    queue = packed_device(packed.memory, packed.layout, EVENT)
     wrap = event < 3
     packed.poke("<HH", 0x4000, event % 3 | wrap << 15, DESC)
     answers = []
@@ -181,8 +181,8 @@ def test_packed_device_notifies_exactly_at_the_event_descriptor(packed, event: i
     assert answers == [position % 6 == event for position in range(12)]
 
 
-def test_packed_device_notifies_for_an_event_inside_a_list_or_batch(packed) -> None:
-    queue = PackedDeviceQueue(packed.memory, packed.layout, EVENT)
+def test_packed_device_notifies_for_an_event_inside_a_list_or_batch(packed, packed_device) -> None:
+    queue = packed_device(packed.memory, packed.layout, EVENT)
     packed.poke("<HH", 0x4000, 1 | 1 << 15, DESC)
     packed.desc(0, B, 1, 0, AVAIL | 1)
     packed.desc(1, B, 1, 0, AVAIL)
@@ -198,20 +198,22 @@ def test_packed_device_notifies_for_an_event_inside_a_list_or_batch(packed) -> N
     [(0, (1 | 1 << 15, DESC)), (EVENT, (0, 3)), (0, (0, 3)), (EVENT, (3 | 1 << 15, DESC))],
     ids=["DESC not negotiated", "flags 3", "flags 3", "offset beyond the ring"],
 )
-def test_reserved_event_values_count_as_enabled(packed, features: int, event: tuple[int, int]) -> None:
-    queue = PackedDeviceQueue(packed.memory, packed.layout, features)
+def test_reserved_event_values_count_as_enabled(
+    packed, features: int, event: tuple[int, int], packed_device
+) -> None:
+    queue = packed_device(packed.memory, packed.layout, features)
     packed.poke("<HH", 0x4000, *event)
     packed_use(packed, queue, 0)
     assert queue.should_notify() is True
 
 
-def test_packed_device_writes_its_event_structure(packed) -> None:
-    queue = PackedDeviceQueue(packed.memory, packed.layout)
+def test_packed_device_writes_its_event_structure(packed, packed_device) -> None:
+    queue = packed_device(packed.memory, packed.layout)
     queue.disable_notifications()
     assert packed.device_event() == (0, DISABLE)
     assert queue.enable_notifications() is False
     assert packed.device_event() == (0, ENABLE)
-    queue = PackedDeviceQueue(packed.memory, packed.layout, EVENT)
+    queue = packed_device(packed.memory, packed.layout, EVENT)
     assert packed.device_event() == (0 | 1 << 15, DESC)
     for position in range(4):
         packed_use(packed, queue, position)
@@ -223,12 +225,12 @@ def test_packed_device_writes_its_event_structure(packed) -> None:
     assert packed.device_event() == (1, DESC)
 
 
-def test_a_restored_device_asks_for_what_comes_next(split, packed) -> None:
-    queue = SplitDeviceQueue(split.memory, split.layout, EVENT)
+def test_a_restored_device_asks_for_what_comes_next(split, packed, split_device, packed_device) -> None:
+    queue = split_device(split.memory, split.layout, EVENT)
     split.poke("<H", 0x6000, 1)
     queue.restore(9)
     assert (split.used()[0], split.used()[3]) == (0, 9)
-    queue = PackedDeviceQueue(packed.memory, packed.layout, EVENT)
+    queue = packed_device(packed.memory, packed.layout, EVENT)
     queue.restore(0x0001_0002)
     assert packed.device_event() == (2, DESC)
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from virtio_ipsec.fastpath.rings import FastDeviceQueue
 from virtio_ipsec.ring.chain import Chain, QueueLayout, Segment
 from virtio_ipsec.ring.faults import Fault, LayoutError
 from virtio_ipsec.ring.memory import Allocator, GuestMemory, Region
 from virtio_ipsec.ring.packed import PackedDeviceQueue, PackedDriverQueue
-from virtio_ipsec.ring.queue import Used, allocate_layout, device_queue, driver_queue
+from virtio_ipsec.ring.queue import Used, allocate_layout, driver_queue
 from virtio_ipsec.wire.numbers import Feature, mask
 
 NEXT, WRITE, INDIRECT = 1, 2, 4
@@ -17,10 +18,10 @@ WITH_TABLES = mask(Feature.F_INDIRECT_DESC)
 PACKED = mask(Feature.F_RING_PACKED)
 
 
-def test_the_device_reads_a_list_over_the_end_of_the_ring(packed) -> None:
+def test_the_device_reads_a_list_over_the_end_of_the_ring(packed, packed_device) -> None:
     packed.desc(0, 0x10000, 5, 9, AVAIL)
     packed.desc(1, 0x10010, 6, 9, AVAIL)
-    queue = PackedDeviceQueue(packed.memory, packed.layout)
+    queue = packed_device(packed.memory, packed.layout)
     assert queue.pending() == 2
     first, second = queue.pop(), None
     assert first == Chain(9, (Segment(0x10000, 5),), ())
@@ -50,18 +51,18 @@ def test_the_device_reads_a_list_over_the_end_of_the_ring(packed) -> None:
 
 
 @pytest.mark.parametrize("flags", [0, USED, AVAIL | USED])
-def test_what_is_not_marked_available_is_not_taken(packed, flags: int) -> None:
+def test_what_is_not_marked_available_is_not_taken(packed, flags: int, packed_device) -> None:
     packed.desc(0, 0x10000, 5, 0, flags)
-    queue = PackedDeviceQueue(packed.memory, packed.layout)
+    queue = packed_device(packed.memory, packed.layout)
     assert queue.pop() is None
     assert queue.pending() == 0
 
 
-def test_used_descriptors_are_written_in_the_order_of_completion(packed) -> None:
+def test_used_descriptors_are_written_in_the_order_of_completion(packed, packed_device) -> None:
     packed.desc(0, 0x10000, 4, 10, AVAIL | WRITE | NEXT)
     packed.desc(1, 0x10000, 4, 10, AVAIL | WRITE)
     packed.desc(2, 0x10000, 4, 11, AVAIL | WRITE)
-    queue = PackedDeviceQueue(packed.memory, packed.layout)
+    queue = packed_device(packed.memory, packed.layout)
     pair, single = queue.pop(), queue.pop()
     queue.push(single, 1)
     assert packed.read_desc(0)[1:] == (1, 11, AVAIL | USED | WRITE)
@@ -71,7 +72,7 @@ def test_used_descriptors_are_written_in_the_order_of_completion(packed) -> None
     assert packed.read_desc(2)[1:] == (4, 11, AVAIL | WRITE)
 
 
-def test_an_indirect_table_is_sequential_and_only_its_write_flags_count(packed) -> None:
+def test_an_indirect_table_is_sequential_and_only_its_write_flags_count(packed, packed_device) -> None:
     packed.desc(0, 0x8000, 48, 5, AVAIL | INDIRECT | WRITE)
     packed.table(
         [
@@ -80,7 +81,7 @@ def test_an_indirect_table_is_sequential_and_only_its_write_flags_count(packed) 
             (0x10020, 5, 97, WRITE | NEXT),
         ]
     )
-    queue = PackedDeviceQueue(packed.memory, packed.layout, WITH_TABLES)
+    queue = packed_device(packed.memory, packed.layout, WITH_TABLES)
     assert queue.pop() == Chain(5, (Segment(0x10000, 3), Segment(0x10010, 4)), (Segment(0x10020, 5),))
 
 
@@ -197,24 +198,24 @@ def test_the_driver_zeroes_the_areas(packed) -> None:
         (QueueLayout(3, 0x1000, 0x4000, 0x20000), Fault.PLACEMENT),
     ],
 )
-@pytest.mark.parametrize("side", [PackedDeviceQueue, PackedDriverQueue])
+@pytest.mark.parametrize("side", [PackedDeviceQueue, PackedDriverQueue, FastDeviceQueue])
 def test_impossible_layouts_are_refused(packed, side: type, layout: QueueLayout, kind: Fault) -> None:
     before = bytes(packed.raw)
     with pytest.raises(LayoutError) as caught:
-        side(packed.memory, layout)
+        side(packed.memory, layout, PACKED)
     assert caught.value.kind is kind
     assert packed.raw == before
 
 
-def test_a_ring_across_two_regions_is_refused() -> None:
+def test_a_ring_across_two_regions_is_refused(packed_device) -> None:
     memory = GuestMemory([Region(0, 0x1010, bytearray(0x1010)), Region(0x1010, 0x8000, bytearray(0x8000))])
     with pytest.raises(LayoutError) as caught:
-        PackedDeviceQueue(memory, QueueLayout(3, 0x1000, 0x4000, 0x6000))
+        packed_device(memory, QueueLayout(3, 0x1000, 0x4000, 0x6000))
     assert caught.value.kind is Fault.PLACEMENT
 
 
 @pytest.mark.parametrize("size", [1, 2, 1000, 32768])
-def test_any_size_up_to_32768_works_round_after_round(size: int) -> None:
+def test_any_size_up_to_32768_works_round_after_round(size: int, device_queue) -> None:
     memory = GuestMemory.anonymous(1 << 20)
     allocator = Allocator(0, 1 << 20)
     layout = allocate_layout(allocator, size, PACKED)

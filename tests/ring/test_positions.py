@@ -7,7 +7,7 @@ import pytest
 from virtio_ipsec.ring.chain import QueueLayout, Segment
 from virtio_ipsec.ring.faults import ChainError, Fault, LayoutError, UsedError
 from virtio_ipsec.ring.memory import Allocator
-from virtio_ipsec.ring.queue import Used, device_queue, driver_queue
+from virtio_ipsec.ring.queue import Used, driver_queue
 from virtio_ipsec.wire.numbers import Feature, mask
 
 B = 0x10000
@@ -16,7 +16,7 @@ EVENT = mask(Feature.F_EVENT_IDX)
 BOTH = pytest.mark.parametrize("features", [0, PACKED, EVENT, PACKED | EVENT])
 
 
-def pair(split, features: int):
+def pair(split, features: int, device_queue):
     return (
         driver_queue(split.memory, split.layout, features),
         device_queue(split.memory, split.layout, features),
@@ -24,8 +24,8 @@ def pair(split, features: int):
 
 
 @BOTH
-def test_a_reset_queue_starts_anew_in_another_place_and_size(split, features: int) -> None:
-    driver, device = pair(split, features)
+def test_a_reset_queue_starts_anew_in_another_place_and_size(split, features: int, device_queue) -> None:
+    driver, device = pair(split, features, device_queue)
     for token in range(3):
         driver.add([], [Segment(B, 8)], token)
         if token < 2:
@@ -59,8 +59,8 @@ def test_a_driver_reset_frees_indirect_tables(split) -> None:
 
 
 @BOTH
-def test_reset_to_an_impossible_layout_is_refused(split, features: int) -> None:
-    driver, device = pair(split, features)
+def test_reset_to_an_impossible_layout_is_refused(split, features: int, device_queue) -> None:
+    driver, device = pair(split, features, device_queue)
     for queue in (driver, device):
         with pytest.raises(LayoutError):
             queue.reset(QueueLayout(4, 0x1001, 0x4000, 0x6000))
@@ -68,8 +68,10 @@ def test_reset_to_an_impossible_layout_is_refused(split, features: int) -> None:
 
 
 @BOTH
-def test_another_device_queue_continues_where_the_first_one_stopped(split, features: int) -> None:
-    driver, device = pair(split, features)
+def test_another_device_queue_continues_where_the_first_one_stopped(
+    split, features: int, device_queue
+) -> None:
+    driver, device = pair(split, features, device_queue)
     for token in range(23):
         driver.add([Segment(B, 1)], [Segment(B, 8)], token)
         driver.publish()
@@ -85,8 +87,8 @@ def test_another_device_queue_continues_where_the_first_one_stopped(split, featu
         assert device.pop() is None
 
 
-def test_a_split_position_is_the_available_index(split) -> None:
-    driver, device = pair(split, 0)
+def test_a_split_position_is_the_available_index(split, device_queue) -> None:
+    driver, device = pair(split, 0, device_queue)
     assert (driver.state(), device.state()) == (0, 0)
     driver.add([], [Segment(B, 8)], 0)
     driver.publish()
@@ -96,8 +98,8 @@ def test_a_split_position_is_the_available_index(split) -> None:
     assert driver.state() == 1 | 1 << 16
 
 
-def test_a_packed_position_holds_both_offsets_and_wrap_counters(packed) -> None:
-    driver, device = pair(packed, PACKED)
+def test_a_packed_position_holds_both_offsets_and_wrap_counters(packed, device_queue) -> None:
+    driver, device = pair(packed, PACKED, device_queue)
     assert driver.state() == device.state() == 0x8000_8000
     for token in range(3):
         driver.add([], [Segment(B, 8)], token)
@@ -112,8 +114,8 @@ def test_a_packed_position_holds_both_offsets_and_wrap_counters(packed) -> None:
     assert driver.state() == 0x8001_0000
 
 
-def test_what_was_taken_before_a_packed_restore_still_counts(packed) -> None:
-    driver, device = pair(packed, PACKED)
+def test_what_was_taken_before_a_packed_restore_still_counts(packed, device_queue) -> None:
+    driver, device = pair(packed, PACKED, device_queue)
     for token in range(3):
         driver.add([], [Segment(B, 8)], token)
     driver.publish()
@@ -139,7 +141,7 @@ def test_what_was_taken_before_a_packed_restore_still_counts(packed) -> None:
         (PACKED, 0x0001_8002),
     ],
 )
-def test_an_impossible_position_is_refused(packed, features: int, state: int) -> None:
+def test_an_impossible_position_is_refused(packed, features: int, state: int, device_queue) -> None:
     size = 3 if features else 4
     device = device_queue(packed.memory, QueueLayout(size, 0x1000, 0x4000, 0x6000), features)
     with pytest.raises(LayoutError) as caught:
@@ -148,8 +150,10 @@ def test_an_impossible_position_is_refused(packed, features: int, state: int) ->
 
 
 @BOTH
-def test_a_restored_queue_knows_nothing_of_earlier_chains_and_faults(split, features: int) -> None:
-    driver, device = pair(split, features)
+def test_a_restored_queue_knows_nothing_of_earlier_chains_and_faults(
+    split, features: int, device_queue
+) -> None:
+    driver, device = pair(split, features, device_queue)
     driver.add([], [Segment(B, 8)], 0)
     driver.publish()
     state = device.state()
@@ -167,9 +171,9 @@ def test_a_restored_queue_knows_nothing_of_earlier_chains_and_faults(split, feat
     assert not device.broken
 
 
-def test_giving_back_moves_the_event_index_only_when_it_is_in_use(split) -> None:
+def test_giving_back_moves_the_event_index_only_when_it_is_in_use(split, device_queue) -> None:
     for features, listening in ((0, True), (EVENT, False)):
-        driver, device = pair(split, features)
+        driver, device = pair(split, features, device_queue)
         if not listening:
             device.disable_notifications()
         driver.add([], [Segment(B, 8)], 0)
@@ -180,8 +184,8 @@ def test_giving_back_moves_the_event_index_only_when_it_is_in_use(split) -> None
 
 
 @BOTH
-def test_chains_given_back_are_taken_again(split, features: int) -> None:
-    driver, device = pair(split, features)
+def test_chains_given_back_are_taken_again(split, features: int, device_queue) -> None:
+    driver, device = pair(split, features, device_queue)
     taken = 0
     for token in range(9):
         driver.add([Segment(B, 1)], [Segment(B, 8)], token)
@@ -201,8 +205,8 @@ def test_chains_given_back_are_taken_again(split, features: int) -> None:
 
 
 @BOTH
-def test_only_the_chain_popped_last_can_be_given_back(split, features: int) -> None:
-    driver, device = pair(split, features)
+def test_only_the_chain_popped_last_can_be_given_back(split, features: int, device_queue) -> None:
+    driver, device = pair(split, features, device_queue)
     for token in range(2):
         driver.add([], [Segment(B, 8)], token)
     driver.publish()
@@ -217,9 +221,25 @@ def test_only_the_chain_popped_last_can_be_given_back(split, features: int) -> N
     assert device.pending() == 2
 
 
+@BOTH
+def test_a_chain_cannot_be_given_back_when_a_later_one_is_used(split, features: int, device_queue) -> None:
+    driver, device = pair(split, features, device_queue)
+    for token in range(2):
+        driver.add([], [Segment(B, 8)], token)
+    driver.publish()
+    first, second = device.pop(), device.pop()
+    device.push(second, 8)
+    with pytest.raises(UsedError) as caught:
+        device.unpop(first)
+    assert caught.value.kind is Fault.USED_ORDER
+    device.push(first, 8)
+    assert driver.poll() == [Used(1, 8), Used(0, 8)]
+    assert device.pop() is None
+
+
 @pytest.mark.parametrize("features", [EVENT, PACKED | EVENT])
-def test_a_device_that_gave_chains_back_is_told_of_new_ones(split, features: int) -> None:
-    driver, device = pair(split, features)
+def test_a_device_that_gave_chains_back_is_told_of_new_ones(split, features: int, device_queue) -> None:
+    driver, device = pair(split, features, device_queue)
     driver.add([], [Segment(B, 8)], 0)
     driver.publish()
     assert driver.should_kick()

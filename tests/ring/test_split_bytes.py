@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 
 from virtio_ipsec.errors import ConfigError
+from virtio_ipsec.fastpath.rings import FastDeviceQueue
 from virtio_ipsec.ring.chain import Chain, QueueLayout, Segment
 from virtio_ipsec.ring.faults import Fault, LayoutError
 from virtio_ipsec.ring.memory import Allocator, GuestMemory, Region
-from virtio_ipsec.ring.queue import Used, allocate_layout, device_queue, driver_queue, free_layout
+from virtio_ipsec.ring.queue import Used, allocate_layout, driver_queue, free_layout
 from virtio_ipsec.ring.split import SplitDeviceQueue, SplitDriverQueue
 from virtio_ipsec.wire.numbers import Feature, mask
 
@@ -16,14 +17,14 @@ NEXT, WRITE, INDIRECT = 1, 2, 4
 WITH_TABLES = mask(Feature.F_INDIRECT_DESC)
 
 
-def test_the_device_reads_a_chain_and_writes_a_used_element(split) -> None:
+def test_the_device_reads_a_chain_and_writes_a_used_element(split, split_device) -> None:
     split.raw[0x10000:0x10005] = b"hello"
     split.desc(3, 0x10000, 3, NEXT, 1)
     split.desc(1, 0x10003, 2, NEXT, 0)
     split.desc(0, 0x10100, 2, WRITE | NEXT, 2)
     split.desc(2, 0x10200, 8, WRITE, 0xFFFF)
     split.offer(3)
-    queue = SplitDeviceQueue(split.memory, split.layout)
+    queue = split_device(split.memory, split.layout)
     assert queue.pending() == 1
     chain = queue.pop()
     assert chain == Chain(
@@ -55,10 +56,10 @@ def test_reading_stops_at_a_limit_and_writing_at_the_room(split) -> None:
     assert Chain(0, (), (Segment(0, 1),)).read(split.memory) == b""
 
 
-def test_indices_run_on_past_the_ring_and_past_65535(split) -> None:
+def test_indices_run_on_past_the_ring_and_past_65535(split, split_device) -> None:
     split.poke("<H", 0x4002, 65534)
     split.poke("<H", 0x6002, 65534)
-    queue = SplitDeviceQueue(split.memory, split.layout)
+    queue = split_device(split.memory, split.layout)
     queue.restore(65534)
     for index in range(4):
         split.desc(index, 0x10000 + 16 * index, 16, WRITE)
@@ -72,25 +73,27 @@ def test_indices_run_on_past_the_ring_and_past_65535(split) -> None:
     assert (flags, idx, ring) == (0, 2, [(0, 16), (2, 16), (1, 16), (3, 16)])
 
 
-def test_an_indirect_table_may_follow_direct_descriptors_and_its_own_write_flag_is_ignored(split) -> None:
+def test_an_indirect_table_may_follow_direct_descriptors_and_its_own_write_flag_is_ignored(
+    split, split_device
+) -> None:
     split.desc(0, 0x10000, 4, NEXT, 2)
     split.desc(2, 0x8000, 48, INDIRECT | WRITE)
     split.table([(0x10010, 1, NEXT, 2), (0, 0, 0, 0), (0x10020, 2, WRITE, 0)])
     split.offer(0)
-    chain = SplitDeviceQueue(split.memory, split.layout, WITH_TABLES).pop()
+    chain = split_device(split.memory, split.layout, WITH_TABLES).pop()
     assert chain == Chain(0, (Segment(0x10000, 4), Segment(0x10010, 1)), (Segment(0x10020, 2),))
 
 
-def test_an_indirect_table_may_be_larger_than_the_queue_and_lie_at_any_address(split) -> None:
+def test_an_indirect_table_may_be_larger_than_the_queue_and_lie_at_any_address(split, split_device) -> None:
     split.desc(0, 0x8003, 16 * 9, INDIRECT)
     split.table([(0x10000, 1, NEXT, 8)], at=0x8003)
     split.table([(0x10001, 1, 0, 0)], at=0x8003 + 8 * 16)
     split.offer(0)
-    chain = SplitDeviceQueue(split.memory, split.layout, WITH_TABLES).pop()
+    chain = split_device(split.memory, split.layout, WITH_TABLES).pop()
     assert chain.readable == (Segment(0x10000, 1), Segment(0x10001, 1))
 
 
-def test_an_indirect_table_may_cross_regions(split) -> None:
+def test_an_indirect_table_may_cross_regions(split, split_device) -> None:
     memory = GuestMemory(
         [
             Region(0, 0x8008, memoryview(split.raw)[:0x8008]),
@@ -100,7 +103,7 @@ def test_an_indirect_table_may_cross_regions(split) -> None:
     split.desc(0, 0x8000, 32, INDIRECT)
     split.table([(0x10000, 1, NEXT, 1), (0x10001, 7, 0, 0)])
     split.offer(0)
-    chain = SplitDeviceQueue(memory, split.layout, WITH_TABLES).pop()
+    chain = split_device(memory, split.layout, WITH_TABLES).pop()
     assert chain.readable == (Segment(0x10000, 1), Segment(0x10001, 7))
 
 
@@ -201,7 +204,7 @@ def test_indirect_tables_need_an_allocator(split) -> None:
         (QueueLayout(4, 0x1000, 0x4000, (1 << 64) - 4), Fault.PLACEMENT),
     ],
 )
-@pytest.mark.parametrize("side", [SplitDeviceQueue, SplitDriverQueue])
+@pytest.mark.parametrize("side", [SplitDeviceQueue, SplitDriverQueue, FastDeviceQueue])
 def test_impossible_layouts_are_refused(split, side: type, layout: QueueLayout, kind: Fault) -> None:
     before = bytes(split.raw)
     with pytest.raises(LayoutError) as caught:
@@ -210,20 +213,20 @@ def test_impossible_layouts_are_refused(split, side: type, layout: QueueLayout, 
     assert split.raw == before
 
 
-def test_the_least_aligned_layout_that_just_fits_is_accepted(split) -> None:
-    SplitDeviceQueue(split.memory, QueueLayout(4, 0x1FFC0, 0x4002, 0x6004))
+def test_the_least_aligned_layout_that_just_fits_is_accepted(split, split_device) -> None:
+    split_device(split.memory, QueueLayout(4, 0x1FFC0, 0x4002, 0x6004))
     # 6 + 8 x 4 = 38 bytes: a used ring at the last multiple of 4 that leaves room for them.
-    SplitDeviceQueue(split.memory, QueueLayout(4, 0x1010, 0x1FFF2, 0x1FFD8))
+    split_device(split.memory, QueueLayout(4, 0x1010, 0x1FFF2, 0x1FFD8))
 
 
-def test_a_ring_part_across_two_regions_is_refused() -> None:
+def test_a_ring_part_across_two_regions_is_refused(split_device) -> None:
     memory = GuestMemory([Region(0, 0x1010, bytearray(0x1010)), Region(0x1010, 0x8000, bytearray(0x8000))])
     with pytest.raises(LayoutError) as caught:
-        SplitDeviceQueue(memory, QueueLayout(4, 0x1000, 0x4000, 0x6000))
+        split_device(memory, QueueLayout(4, 0x1000, 0x4000, 0x6000))
     assert caught.value.kind is Fault.PLACEMENT
 
 
-def test_a_queue_of_32768_entries_works() -> None:
+def test_a_queue_of_32768_entries_works(device_queue) -> None:
     memory = GuestMemory.anonymous(1 << 20)
     allocator = Allocator(0, 1 << 20)
     layout = allocate_layout(allocator, 32768, 0)
@@ -240,9 +243,9 @@ def test_a_queue_of_32768_entries_works() -> None:
     assert allocator.available == 1 << 20
 
 
-def test_a_queue_of_one_entry_works(split) -> None:
+def test_a_queue_of_one_entry_works(split, split_device) -> None:
     layout = QueueLayout(1, 0x1000, 0x4000, 0x6000)
-    driver, device = SplitDriverQueue(split.memory, layout), SplitDeviceQueue(split.memory, layout)
+    driver, device = SplitDriverQueue(split.memory, layout), split_device(split.memory, layout)
     for token in range(3):
         driver.add([], [Segment(0x10000, 4)], token)
         driver.publish()

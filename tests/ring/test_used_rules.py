@@ -8,7 +8,7 @@ from virtio_ipsec.ring.chain import Chain, QueueLayout, Segment
 from virtio_ipsec.ring.faults import ChainError, Fault, QueueBroken, QueueFull, UsedError
 from virtio_ipsec.ring.memory import Allocator, GuestMemory, OutOfMemory, Region
 from virtio_ipsec.ring.packed import PackedDriverQueue
-from virtio_ipsec.ring.queue import Used, device_queue, driver_queue
+from virtio_ipsec.ring.queue import Used, driver_queue
 from virtio_ipsec.ring.split import SplitDriverQueue
 from virtio_ipsec.wire.numbers import Feature, mask
 
@@ -192,7 +192,7 @@ def test_no_room_for_a_table_changes_nothing(split) -> None:
 
 
 @pytest.mark.parametrize("features", [0, PACKED])
-def test_the_device_cannot_mark_used_what_it_does_not_have(split, features: int) -> None:
+def test_the_device_cannot_mark_used_what_it_does_not_have(split, features: int, device_queue) -> None:
     driver = driver_queue(split.memory, split.layout, features)
     device = device_queue(split.memory, split.layout, features)
     for token in range(2):

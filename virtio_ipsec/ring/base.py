@@ -60,8 +60,10 @@ class DeviceQueue(_Queue, ABC):
 
     def __init__(self, memory: GuestMemory, layout: QueueLayout, features: int = 0) -> None:
         super().__init__(memory, layout, features)
-        #: Popped and not yet pushed, oldest first: chain and descriptors it holds in the ring, by head.
-        self._outstanding: dict[int, tuple[Chain, int]] = {}
+        #: Popped and not yet pushed, oldest first, by head: chain, descriptors it holds in the ring, which pop it was.
+        self._outstanding: dict[int, tuple[Chain, int, int]] = {}
+        #: Pops less unpops.
+        self._popped = 0
         self._held = 0
         self.reset(layout)
 
@@ -135,18 +137,21 @@ class DeviceQueue(_Queue, ABC):
             raise ChainError(Fault.DUPLICATE, f"buffer {chain.head} is still with the device")
         if self._held + descriptors > self._layout.size:
             raise ChainError(Fault.OVERCOMMIT, f"more than {self._layout.size} descriptors are available")
-        self._outstanding[chain.head] = (chain, descriptors)
+        self._popped += 1
+        self._outstanding[chain.head] = (chain, descriptors, self._popped)
         self._held += descriptors
 
     def _release_last(self, chain: Chain) -> int:
         """Forgets the chain popped last; returns its descriptors."""
         self._refuse_when_broken()
-        last = next(reversed(self._outstanding.values()), None)
-        if last is None or last[0] is not chain:
+        held = self._outstanding.get(chain.head)
+        # One popped later may be used already: the ring position before it is then no longer ours to go back to.
+        if held is None or held[0] is not chain or held[2] != self._popped:
             raise UsedError(Fault.USED_ORDER, f"buffer {chain.head} is not the one popped last")
         del self._outstanding[chain.head]
-        self._held -= last[1]
-        return last[1]
+        self._popped -= 1
+        self._held -= held[1]
+        return held[1]
 
     def _retire(self, used: Sequence[tuple[Chain, int]], batch: bool) -> list[tuple[int, int, int, int]]:
         """Checks and forgets chains; returns the entries to write: (head, written, chains, descriptors)."""

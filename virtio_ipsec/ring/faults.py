@@ -38,6 +38,8 @@ class Fault(StrEnum):
     # use of the queue
     FULL = "full"
     BROKEN = "broken"
+    # the memory underneath (C rings only: its owner took the backing of a mapping away)
+    MEMORY = "memory"
 
 
 class KindedRingError(RingError):

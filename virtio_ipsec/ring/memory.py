@@ -83,6 +83,11 @@ class GuestMemory:
         """(address, size) of each region, by address."""
         return tuple((start, end - start) for start, end, _ in self._spans)
 
+    @property
+    def views(self) -> tuple[tuple[int, memoryview], ...]:
+        """(address, the bytes themselves) of each region, by address."""
+        return tuple((start, view) for start, _, view in self._spans)
+
     def _pieces(self, address: int, length: int) -> list[memoryview]:
         pieces: list[memoryview] = []
         if length < 0:

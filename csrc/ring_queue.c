@@ -1,0 +1,143 @@
+/* Life of a queue, and the public calls: the internal ones inside a guard frame. */
+#include <stdlib.h>
+
+#include "guard.h"
+#include "ring.h"
+
+/* Room for the bookkeeping of a queue of this size. */
+static bool allocate(struct vipsec_queue *q) {
+    uint32_t room = 1;
+    while (room < q->size) {
+        room *= 2;
+    }
+    if (q->memory->adjacent >= UINT32_MAX / 2 / RING_MAX_SIZE) {
+        return false;
+    }
+    q->order_mask = room - 1;
+    q->heads = q->is_packed ? UINT16_MAX + 1u : q->size;
+    q->longest = q->size * (uint32_t)(q->memory->adjacent + 1);
+    q->segments_size = q->longest + q->size;
+    q->holds = calloc(q->heads, sizeof *q->holds);
+    q->order = q->in_order ? calloc(room, sizeof *q->order) : NULL;
+    q->segments = calloc(q->segments_size, sizeof *q->segments);
+    return q->holds != NULL && q->segments != NULL && (q->order != NULL || !q->in_order);
+}
+
+struct vipsec_queue *vipsec_queue_new(struct vipsec_memory *memory, const struct vipsec_queue_config *config,
+                                      int *fault) {
+    *fault = VIPSEC_FAULT_NONE;
+    if (config->size == 0 || config->size > RING_MAX_SIZE) {
+        *fault = VIPSEC_FAULT_SIZE;
+        return NULL;
+    }
+    struct vipsec_queue *q = aligned_alloc(64, (sizeof *q + 63) / 64 * 64);
+    if (q == NULL) {
+        return NULL;
+    }
+    *q = (struct vipsec_queue){
+        .memory = memory,
+        .recent = memory->region[0],
+        .size = config->size,
+        .is_packed = (config->flags & VIPSEC_QUEUE_PACKED) != 0,
+        .indirect = (config->flags & VIPSEC_QUEUE_INDIRECT) != 0,
+        .event_idx = (config->flags & VIPSEC_QUEUE_EVENT_IDX) != 0,
+        .in_order = (config->flags & VIPSEC_QUEUE_IN_ORDER) != 0,
+        .config = *config,
+    };
+    struct vipsec_queue *volatile made = q;
+    struct guard_frame frame;
+    if (!allocate(q)) {
+        vipsec_queue_free(q);
+        return NULL;
+    }
+    if (guard_enter(&frame, memory) == 0) {
+        *fault = q->is_packed ? ring_packed_set_up(q) : ring_split_set_up(q);
+        guard_leave(&frame);
+    } else {
+        *fault = VIPSEC_FAULT_MEMORY;
+    }
+    if (*fault != 0) {
+        vipsec_queue_free(made);
+        return NULL;
+    }
+    return made;
+}
+
+void vipsec_queue_free(struct vipsec_queue *q) {
+    if (q != NULL) {
+        free(q->holds);
+        free(q->order);
+        free(q->segments);
+        free(q);
+    }
+}
+
+int vipsec_queue_fault(const struct vipsec_queue *q) { return q->fault; }
+
+uint32_t vipsec_queue_state(const struct vipsec_queue *q) {
+    return q->is_packed ? ring_packed_state(q) : q->next_avail;
+}
+
+/* The body of a public call: `expression` inside a frame, unless the queue is broken. */
+#define GUARDED(q, expression)                                                                                     \
+    struct guard_frame frame;                                                                                      \
+    if ((q)->fault != 0) {                                                                                         \
+        return -VIPSEC_FAULT_BROKEN;                                                                               \
+    }                                                                                                              \
+    if (guard_enter(&frame, (q)->memory) == 0) {                                                                   \
+        const int answer = (expression);                                                                           \
+        guard_leave(&frame);                                                                                       \
+        return answer;                                                                                             \
+    }                                                                                                              \
+    return ring_break((q), VIPSEC_FAULT_MEMORY)
+
+int vipsec_queue_pop(struct vipsec_queue *q, struct vipsec_chain *chain) {
+    q->segments_used = 0;
+    GUARDED(q, ring_pop(q, chain));
+}
+
+int vipsec_queue_unpop(struct vipsec_queue *q, const struct vipsec_chain *chain) {
+    GUARDED(q, ring_unpop_last(q, chain));
+}
+
+int vipsec_queue_pending(struct vipsec_queue *q) {
+    GUARDED(q, q->is_packed ? ring_packed_pending(q) : ring_split_pending(q));
+}
+
+int vipsec_queue_push(struct vipsec_queue *q, const struct vipsec_chain *chains, const uint32_t *written, size_t count,
+                      int batch) {
+    GUARDED(q, ring_push(q, chains, written, count, batch != 0));
+}
+
+int vipsec_queue_should_notify(struct vipsec_queue *q) { GUARDED(q, ring_should_notify(q)); }
+
+int vipsec_queue_notify(struct vipsec_queue *q) {
+    const int wanted = vipsec_queue_should_notify(q);
+    if (wanted == 1) {
+        ring_signal(q);
+    }
+    return wanted;
+}
+
+static int start_listening(struct vipsec_queue *q) {
+    if (q->is_packed) {
+        ring_packed_listen(q);
+    } else {
+        ring_split_listen(q);
+    }
+    ring_fence();
+    return q->is_packed ? ring_packed_listening(q) : ring_split_listening(q);
+}
+
+static int stop_listening(struct vipsec_queue *q) {
+    if (q->is_packed) {
+        ring_packed_ignore(q);
+    } else {
+        ring_split_ignore(q);
+    }
+    return 0;
+}
+
+int vipsec_queue_notify_enable(struct vipsec_queue *q) { GUARDED(q, start_listening(q)); }
+
+int vipsec_queue_notify_disable(struct vipsec_queue *q) { GUARDED(q, stop_listening(q)); }
