@@ -328,6 +328,72 @@ int vipsec_queue_notify_enable(struct vipsec_queue *queue);
 
 /* Says that notifications are not needed. 0, or a fault negated. */
 int vipsec_queue_notify_disable(struct vipsec_queue *queue);
+/* ---- flow filter ----------------------------------------------------------------------------- */
+
+/* Groups, classifiers and rules of one device (virtio v1.4 5.1.6.6). Any number of threads look up while one changes
+ * it; a change holds for every packet looked up after it returns. */
+struct vipsec_flow_table;
+
+/* hash_seed: 64 random bits, so that nobody can choose rules or packets that collide. NULL: no memory. */
+struct vipsec_flow_table *vipsec_flow_table_new(uint64_t hash_seed);
+
+/* With all its rules. NULL is allowed. No call may be using it. */
+void vipsec_flow_table_free(struct vipsec_flow_table *table);
+
+enum vipsec_flow_result {
+    VIPSEC_FLOW_OK,
+    VIPSEC_FLOW_NO_MEMORY,
+    VIPSEC_FLOW_UNKNOWN, /* no such group or classifier */
+    VIPSEC_FLOW_BUSY,    /* rules use it */
+    VIPSEC_FLOW_REFUSED  /* keys of the wrong length; more selectors than fit */
+};
+
+#define VIPSEC_FLOW_MAX_SELECTORS 4
+
+struct vipsec_flow_selector {
+    uint8_t type, length; /* SelectorType; octets of mask. Unknown types and too long masks match no packet */
+    uint8_t reserved[6];
+    const uint8_t *mask;
+};
+
+struct vipsec_flow_rule_config {
+    uint32_t rule_id, group_id, classifier_id;
+    uint16_t vq_index;
+    uint8_t action, priority;
+};
+
+/* What a look-up finds. */
+struct vipsec_flow_verdict {
+    uint32_t rule_id;
+    uint16_t vq_index;
+    uint8_t action; /* FfAction */
+    uint8_t priority;
+    uint8_t selects_udp; /* a selector of its classifier is UDP */
+    uint8_t reserved[3];
+};
+
+struct vipsec_flow_rule;
+
+/* All return enum vipsec_flow_result; nothing is changed unless it is OK. They may allocate, and wait for look-ups
+ * that have begun: not to be called by a thread that is inside one. set makes a new one or changes one: a group's
+ * priority at any time, a classifier while no rule uses it. */
+int vipsec_flow_set_group(struct vipsec_flow_table *table, uint32_t id, uint32_t priority);
+int vipsec_flow_remove_group(struct vipsec_flow_table *table, uint32_t id);
+int vipsec_flow_set_classifier(struct vipsec_flow_table *table, uint32_t id,
+                               const struct vipsec_flow_selector *selectors, size_t count);
+int vipsec_flow_remove_classifier(struct vipsec_flow_table *table, uint32_t id);
+
+/* `keys`: as many octets as the classifier has mask octets. NULL and *result when it was not added. */
+struct vipsec_flow_rule *vipsec_flow_add_rule(struct vipsec_flow_table *table,
+                                              const struct vipsec_flow_rule_config *config, const uint8_t *keys,
+                                              size_t key_len, int *result);
+
+/* Takes it away and frees it. */
+void vipsec_flow_remove_rule(struct vipsec_flow_table *table, struct vipsec_flow_rule *rule);
+
+/* The rule of one frame: 1 and *verdict, or 0. l3 as for vipsec_frame_view. */
+int vipsec_flow_match(struct vipsec_flow_table *table, const uint8_t *frame, uint32_t len, uint32_t l3,
+                      struct vipsec_flow_verdict *verdict);
 
 /* ---- secrets ------------------------------------------------------------------------------ */
 
