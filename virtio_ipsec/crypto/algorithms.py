@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache
 from typing import NamedTuple
 
 from virtio_ipsec.errors import VirtioIpsecError
@@ -186,6 +187,7 @@ ALIASES: dict[tuple[int, int], Suite] = {
 ``auth_key`` is empty or repeats it."""
 
 
+@cache
 def esp_suite(cipher_algo: int, auth_algo: int, cipher_key_len: int, auth_key_len: int) -> Suite:
     """The suite of an ESP SA; key lengths in octets. Else ``UnsupportedAlgorithm``."""
     alias = ALIASES.get((cipher_algo, auth_algo))

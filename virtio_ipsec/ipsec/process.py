@@ -125,7 +125,8 @@ def _outbound(sa: OutboundSa, data: bytes, mtu: int | None) -> bytes:
     is_ah = params.protocol == ip.AH
     protocol = ip.UDP if params.udp_encap else params.protocol
     addresses = covered_head = b""
-    if sa.tunnel_header is None:
+    tunnel = sa.tunnel_header
+    if tunnel is None:
         headers = _transport_headers(packet, is_ah=is_ah)
         version, next_header = packet.version, headers.protocol
         head, payload = packet.data[: headers.offset], packet.data[headers.offset :]
@@ -139,16 +140,16 @@ def _outbound(sa: OutboundSa, data: bytes, mtu: int | None) -> bytes:
             addresses = head[8:24] + mutable.final_destination(head, headers)
         sequence = sa.next_sequence()
     else:
-        version, next_header = sa.tunnel_header.version, _IP_IN_IP[packet.version]
+        version, next_header = tunnel.version, _IP_IN_IP[packet.version]
         payload = packet.data
         if params.options & _DEC_TTL:
             payload = outer.with_ttl_decremented(packet)
         length = _protected_len(params, version, len(payload))
         ip.fitting(length + (ip.IPV4_HEADER_LEN if version == 4 else 0))
-        fixed = sa.tunnel_header.is_fixed_size(packet)
-        _check_mtu(sa.tunnel_header.length + length, mtu if fixed else None)
+        fixed = tunnel.is_fixed_size(packet)
+        _check_mtu(tunnel.length + length, mtu if fixed else None)
         sequence = sa.next_sequence()
-        head = sa.tunnel_header.build(packet, protocol, length, sequence & 0xFFFF)
+        head = tunnel.build(packet, protocol, length, sequence & 0xFFFF)
         if is_ah:
             covered_head = mutable.immutable_part(head, _NO_EXTENSIONS, sending=True)
         elif version == 6:

@@ -22,16 +22,17 @@ _LAST_64 = 0xFFFFFFFFFFFFFFFF
 
 
 class _Sa:
-    """What both directions share. ``stats`` counts refused packets by reason.
+    """What both directions share.
 
-    The transform is keyed by the first packet that needs it, for SAs are made and replaced by the thousand and
-    many never see one. That cannot fail: :class:`SaParams` refuses keys that do not fit the suite.
+    What only packets need is made by the first one that needs it, the keyed transform above all: SAs are made and
+    replaced by the thousand and many never see a packet. That cannot fail: :class:`SaParams` refuses keys that
+    do not fit the suite.
     """
 
     def __init__(self, params: SaParams) -> None:
         self.params = params
         self.lifetime = LifetimeCounters(params.lifetime)
-        self.stats: Counter[Reason] = Counter()
+        self._stats: Counter[Reason] | None = None
         self._esp: EspTransform | None = None
         self._ah: AhTransform | None = None
         self._wiped = False
@@ -50,6 +51,13 @@ class _Sa:
     def soft_expired(self) -> bool:
         """Whether a soft limit is reached; stays so unless MODIFY raises the limit."""
         return self.lifetime.soft_expired
+
+    @property
+    def stats(self) -> Counter[Reason]:
+        """Refused packets by reason."""
+        if self._stats is None:
+            self._stats = Counter()
+        return self._stats
 
     @property
     def esp(self) -> EspTransform:
@@ -100,7 +108,15 @@ class OutboundSa(_Sa):
         self._last = _LAST_64 if params.esn else _LAST_32
         self._rng = rng
         self._iv_base = int.from_bytes(rng(8)) if params.suite.counter_iv else 0
-        self.tunnel_header = _tunnel_header(params)
+        self._header: TunnelHeader | None = None
+
+    @property
+    def tunnel_header(self) -> TunnelHeader | None:
+        """Builder of outer headers; None outside tunnel modes."""
+        params = self.params
+        if self._header is None and params.tunnel is not None:
+            self._header = TunnelHeader(params.tunnel, params.options)
+        return self._header
 
     def next_sequence(self) -> int:
         """Take the next number; PacketError SEQUENCE_OVERFLOW behind the last one (RFC 4303 3.3.3)."""
@@ -118,7 +134,7 @@ class OutboundSa(_Sa):
 
     def update(self, params: SaParams) -> None:
         super().update(params)
-        self.tunnel_header = _tunnel_header(params)
+        self._header = None
 
 
 class InboundSa(_Sa):
@@ -136,7 +152,3 @@ class InboundSa(_Sa):
 def sequence_high(params: SaParams, sequence: int) -> bytes | None:
     """Upper half of an extended sequence number, 4 octets; None without ESN."""
     return (sequence >> 32).to_bytes(4) if params.esn else None
-
-
-def _tunnel_header(params: SaParams) -> TunnelHeader | None:
-    return TunnelHeader(params.tunnel, params.options) if params.tunnel else None

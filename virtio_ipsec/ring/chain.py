@@ -36,6 +36,11 @@ class Segment:
     length: int
 
 
+def _total(segments: Sequence[Segment]) -> int:
+    # Most parts are one segment.
+    return segments[0].length if len(segments) == 1 else sum([segment.length for segment in segments])
+
+
 @dataclass(frozen=True, slots=True)
 class Chain:
     """One buffer that the driver made available, its addresses already checked.
@@ -50,12 +55,12 @@ class Chain:
     @property
     def readable_len(self) -> int:
         """Bytes of the device-readable part."""
-        return sum([segment.length for segment in self.readable])
+        return _total(self.readable)
 
     @property
     def writable_len(self) -> int:
         """Bytes of the device-writable part."""
-        return sum([segment.length for segment in self.writable])
+        return _total(self.writable)
 
     def read(self, memory: GuestMemory, limit: int | None = None) -> bytes:
         """A copy of the device-readable bytes, at most ``limit`` of them.
@@ -63,7 +68,9 @@ class Chain:
         Without a limit a guest decides how much is copied (up to 2^32 bytes): look at ``readable_len`` first.
         """
         left = MAX_CHAIN_BYTES if limit is None else limit
-        data = b""
+        if len(self.readable) == 1:
+            (only,) = self.readable
+            return memory.read(only.addr, min(only.length, left))
         pieces = []
         for segment in self.readable:
             data = memory.read(segment.addr, min(segment.length, left))
@@ -71,7 +78,7 @@ class Chain:
             left -= len(data)
             if not left:
                 break
-        return data if len(pieces) == 1 else b"".join(pieces)
+        return b"".join(pieces)
 
     def write(self, memory: GuestMemory, data: bytes) -> int:
         """Spreads ``data`` over the device-writable part; returns how many bytes found room."""

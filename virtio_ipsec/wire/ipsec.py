@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from typing import Any
 
 from virtio_ipsec.errors import WireError
@@ -124,35 +125,46 @@ class SaCodec(Record[IpsecSa]):
         self.param = param
         self.absent = absent
         self._absent_default = IpsecSa.__dataclass_fields__[absent].default
-        #: Members that are structures themselves.
-        self._inner: dict[str, Codec[Any]] = {"param": param}
+        # Places among the members, worked out once: rekeying thousands of SAs a second comes through here.
+        place = {name: index for index, name in enumerate(self.members.attributes)}
+        #: Members that are structures themselves; with the value, and its bytes, that most SAs have.
+        inner: list[tuple[str, Codec[Any]]] = [("param", param)]
         if absent != "life":
-            self._inner["life"] = LIFETIME
-        self._at = {name: index for index, name in enumerate(self.members.attributes)}
+            inner.append(("life", LIFETIME))
+        self._inner = [
+            (place[name], codec, usual, codec.build(usual))
+            for name, codec in inner
+            for usual in (IpsecSa.__dataclass_fields__[name].default,)
+        ]
+        self._keys = [(place[name], place[length], name, exception) for name, length, exception in _KEYS]
+        #: The attributes of an SA in the order of the dataclass; behind the members stands the absent one.
+        place[absent] = len(place)
+        self._in_order = itemgetter(*(place[name] for name in IpsecSa.__dataclass_fields__ if name in place))
 
     def take_apart(self, value: IpsecSa) -> list[Any]:
         if getattr(value, self.absent) != self._absent_default:
             raise WireError(f"{self.name}: this dialect has no field for {self.absent}")
-        members = list(super().take_apart(value))
-        for name, codec in self._inner.items():
-            members[self._at[name]] = codec.build(members[self._at[name]])
-        for name, _, _ in _KEYS:
-            key = members[self._at[name]]
+        members = list(self._values(value))
+        for at, codec, usual, built in self._inner:
+            members[at] = built if members[at] is usual else codec.build(members[at])
+        for at, _, name, _ in self._keys:
+            key = members[at]
             if len(key) > KEY_BYTES:
                 raise WireError(f"{self.name}: {name} of {len(key)} bytes does not fit {KEY_BYTES}")
-            members[self._at[name]] = key.ljust(KEY_BYTES, b"\0")
+            members[at] = key.ljust(KEY_BYTES, b"\0")
         return members
 
     def put_together(self, members: Sequence[Any]) -> IpsecSa:
-        arguments = dict(zip(self.members.attributes, members, strict=True))
-        for name, codec in self._inner.items():
-            arguments[name] = codec.read(arguments[name], 0)[0]
-        for name, length_name, exception in _KEYS:
-            length = arguments.pop(length_name)
-            arguments[name] = arguments[name][:length]
+        values = [*members, self._absent_default]
+        for at, codec, usual, built in self._inner:
+            values[at] = usual if values[at] == built else codec.read(values[at], 0)[0]
+        lengths = {}
+        for at, length_at, _, exception in self._keys:
+            length = values[length_at]
+            values[at] = values[at][:length]
             if length > KEY_BYTES:
-                arguments[exception] = length
-        return IpsecSa(**arguments)
+                lengths[exception] = length
+        return IpsecSa(*self._in_order(values), **lengths)
 
     def views(self, data: bytes, at: int, prefix: str = "") -> tuple[list[FieldView], int]:
         views, end = super().views(data, at, prefix)

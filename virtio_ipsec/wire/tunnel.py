@@ -128,11 +128,11 @@ class TunnelParamCodec(Codec[TunnelParam]):
         end = at + self.fixed_size
         kind = data[at] if at < len(data) else 0
         if kind == TunnelType.IPV4:
-            _, src, dst, *rest = self._four.unpack_values(data, at)
-            return TunnelIPv4(self._address4(src), self._address4(dst), *rest), end
+            _, src, dst, dscp, df, ttl = self._four.unpack_values(data, at)
+            return TunnelIPv4(self._address4(src), self._address4(dst), dscp, df, ttl), end
         if kind == TunnelType.IPV6:
-            _, src, dst, *rest = self._six.unpack_values(data, at)
-            return TunnelIPv6(IPv6Address(src), IPv6Address(dst), *rest), end
+            _, src, dst, flabel, hlimit, dscp = self._six.unpack_values(data, at)
+            return TunnelIPv6(IPv6Address(src), IPv6Address(dst), flabel, hlimit, dscp), end
         return TunnelRaw(kind, data[at + 4 : end]), end
 
     def layout(self) -> tuple[FieldLayout, ...]:
