@@ -12,8 +12,16 @@ from collections.abc import Callable
 
 from harness import Target, fuzz
 
+from virtio_ipsec.fastpath.rings import FastDeviceQueue
 from virtio_ipsec.ring.chain import Chain, QueueLayout, Segment
-from virtio_ipsec.ring.faults import ChainError, LayoutError, QueueBroken, QueueFull, UsedError
+from virtio_ipsec.ring.faults import (
+    ChainError,
+    KindedRingError,
+    LayoutError,
+    QueueBroken,
+    QueueFull,
+    UsedError,
+)
 from virtio_ipsec.ring.memory import Allocator, GuestMemory, OutOfMemory, Region
 from virtio_ipsec.ring.queue import DeviceQueue, device_queue, driver_queue
 from virtio_ipsec.wire.numbers import Feature, mask
@@ -182,8 +190,72 @@ def run_driver(data: bytes) -> None:
     assert allocator.available == BUFFERS - TABLE
 
 
+class Device:
+    """One implementation at work on its own copy of the memory, and what it says."""
+
+    def __init__(
+        self, make: Callable[..., DeviceQueue], layout: QueueLayout, features: int, image: bytes
+    ) -> None:
+        self.image = bytearray(image)
+        self.queue = make(guest(self.image), layout, features)
+        self.taken: list[Chain] = []
+
+    def act(self, step: int) -> object:
+        """One call, chosen by the step: its answer, or the kind of its error."""
+        try:
+            return self._act(step)
+        except KindedRingError as error:
+            if isinstance(error, QueueBroken):
+                self.queue.reset()
+                self.taken.clear()
+            return type(error), error.kind
+
+    def _act(self, step: int) -> object:
+        queue, taken = self.queue, self.taken
+        if step % 8 < 3:
+            chain = queue.pop()
+            if chain is not None:
+                taken.append(chain)
+            return chain
+        if step % 8 == 3:
+            used = [taken[(step >> 4) % len(taken)]] if taken and step & 8 else taken[: 1 + step // 128]
+            queue.push_many(
+                [(chain, chain.writable_len + (step == 131) if step & 64 else 0) for chain in used],
+                batch=bool(step & 32),
+            )
+            self.taken = [chain for chain in taken if chain not in used]
+            return len(used)
+        if step % 8 == 4 and taken:
+            queue.unpop(taken[-1])
+            taken.pop()
+            return None
+        if step % 8 == 5:
+            return queue.enable_notifications() if step & 8 else queue.disable_notifications()
+        if step % 8 == 7:
+            queue.restore(queue.state() ^ (step >> 3 if step & 128 else 0))
+            taken.clear()
+        return queue.pending()
+
+    def seen(self) -> object:
+        """Everything that can be seen of it."""
+        return bytes(self.image), self.queue.fault, self.queue.state(), [chain.head for chain in self.taken]
+
+
+def run_both(data: bytes) -> None:
+    """The C rings do what the Python rings do, whatever the driver writes."""
+    features, layout, steps, image = parse(data)
+    both = [Device(make, layout, features, image) for make in (device_queue, FastDeviceQueue)]
+    for step in steps:
+        first, second = ((each.act(step), each.queue.broken or each.queue.should_notify()) for each in both)
+        assert first == second, f"step {step}: {first} in Python, {second} in C"
+        assert both[0].seen() == both[1].seen()
+        for each in both:
+            each.image[(step * 37 + each.image[step]) % SIZE] ^= step
+
+
 TARGETS = (
     Target("device", seed=well_formed, run=run_device, declared=()),
+    Target("both", seed=well_formed, run=run_both, declared=()),
     Target("driver", seed=well_formed, run=run_driver, declared=()),
 )
 

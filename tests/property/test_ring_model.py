@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from virtio_ipsec.fastpath.rings import FastDeviceQueue
 from virtio_ipsec.ring.base import DeviceQueue
 from virtio_ipsec.ring.chain import Chain, Segment
-from virtio_ipsec.ring.faults import QueueFull
+from virtio_ipsec.ring.faults import QueueFull, UsedError
 from virtio_ipsec.ring.memory import Allocator, GuestMemory
 from virtio_ipsec.ring.queue import Used, allocate_layout, device_queue, driver_queue
 from virtio_ipsec.wire.numbers import Feature, mask
@@ -34,6 +34,8 @@ class Buffer:
     chain: Chain | None = None
     answer: bytes = b""
     descriptors: int = 0
+    #: Pops less unpops of the device when this one was popped.
+    popped: int = 0
     extra: list[int] = field(default_factory=list)
 
 
@@ -54,7 +56,7 @@ class Rings(RuleBasedStateMachine):
         self.spare = self.allocator.available
         self.driver = driver_queue(self.memory, self.layout, self.features, self.allocator)
         self.device = self.make_device(self.memory, self.layout, self.features)
-        self.count = 0
+        self.count = self.popped = 0
         self.staged: list[Buffer] = []
         self.shown: list[Buffer] = []
         self.taken: list[Buffer] = []
@@ -65,12 +67,13 @@ class Rings(RuleBasedStateMachine):
     def place(self, lengths: list[int]) -> list[Segment]:
         return [Segment(self.allocator.alloc(length, 1), length) for length in lengths]
 
-    @rule(reads=LENGTHS, writes=LENGTHS, indirect=st.booleans())
-    def add(self, reads: list[int], writes: list[int], indirect: bool) -> None:
+    @rule(reads=LENGTHS, writes=LENGTHS, indirect=st.booleans(), show=st.booleans())
+    def add(self, reads: list[int], writes: list[int], indirect: bool, show: bool) -> None:
         indirect = indirect and bool(self.features >> Feature.F_INDIRECT_DESC & 1)
+        # What is drawn is cut to what a driver may offer: a rule that does nothing explores nothing.
+        reads = reads[: self.size]
+        writes = writes[: self.size - len(reads)] if reads else (writes or [1])[: self.size]
         count = len(reads) + len(writes)
-        if not 0 < count <= self.size:
-            return
         buffer = Buffer(self.count, b"", self.place(reads), self.place(writes))
         buffer.descriptors = 1 if indirect else count
         for segment in buffer.reads:
@@ -86,6 +89,8 @@ class Rings(RuleBasedStateMachine):
         self.driver.add(buffer.reads, buffer.writes, buffer.token, indirect=indirect)
         self.count += 1
         self.staged.append(buffer)
+        if show:
+            self.publish()
 
     def forget(self, buffer: Buffer) -> None:
         for segment in buffer.reads + buffer.writes:
@@ -113,15 +118,21 @@ class Rings(RuleBasedStateMachine):
             assert chain.readable == tuple(buffer.reads)
             assert chain.writable == tuple(buffer.writes)
             assert chain.read(self.memory) == buffer.sent
-            buffer.chain = chain
+            self.popped += 1
+            buffer.chain, buffer.popped = chain, self.popped
             self.taken.append(buffer)
 
     @precondition(lambda self: self.taken)
     @rule()
     def give_back(self) -> None:
-        buffer = self.taken.pop()
+        buffer = self.taken[-1]
+        if buffer.popped != self.popped:
+            with pytest.raises(UsedError):
+                self.device.unpop(buffer.chain)
+            return
         self.device.unpop(buffer.chain)
-        self.shown.insert(0, buffer)
+        self.popped -= 1
+        self.shown.insert(0, self.taken.pop())
 
     @precondition(lambda self: self.taken)
     @rule(data=st.data(), batch=st.booleans())
@@ -177,6 +188,7 @@ class Rings(RuleBasedStateMachine):
         self.driver.disable_notifications()
         self.driver_awake = True
 
+    @precondition(lambda self: self.count % 8 == 7)
     @rule()
     def reset(self) -> None:
         self.device.reset()
@@ -187,7 +199,7 @@ class Rings(RuleBasedStateMachine):
         self.staged, self.shown, self.taken, self.used = [], [], [], []
         self.device_awake = self.driver_awake = True
 
-    @precondition(lambda self: not self.taken)
+    @precondition(lambda self: not self.taken and self.count % 4 == 3)
     @rule()
     def replace_the_device(self) -> None:
         state = self.device.state()

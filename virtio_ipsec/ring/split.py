@@ -162,6 +162,8 @@ class SplitDeviceQueue(DeviceQueue):
         for head, written, chains, _ in self._retire(used, batch):
             self._parts.used[position & self._mask] = head | written << 32
             position += chains
+        if position == self._used:
+            return
         self._unsignalled += position - self._used
         self._used = self._parts.used_head[1] = position & 0xFFFF
 
