@@ -55,8 +55,8 @@ struct vipsec_queue {
     uint32_t order_first, order_end;
     /* Segments of the chains that are out. Starts anew when none is. */
     struct vipsec_segment *segments;
-    uint32_t segments_used, segments_size;
-    uint32_t longest; /* segments that one chain may need */
+    struct vipsec_segment *segments_limit; /* a chain that starts here at the latest has room, however long it is */
+    uint32_t segments_used;
     struct vipsec_queue_config config;
 };
 
@@ -65,12 +65,30 @@ struct vipsec_queue {
 typedef uint64_t ring_loose64 __attribute__((aligned(1), may_alias)); /* indirect tables lie anywhere */
 typedef uint64_t ring_half64 __attribute__((aligned(4), may_alias));  /* used elements */
 
+typedef uint64_t ring_vector __attribute__((vector_size(16), aligned(1), may_alias));
+
 #define ring_load(word) __atomic_load_n((word), __ATOMIC_RELAXED)
 #define ring_load_acquire(word) __atomic_load_n((word), __ATOMIC_ACQUIRE)
 #define ring_store(word, value) __atomic_store_n((word), (value), __ATOMIC_RELAXED)
 #define ring_store_release(word, value) __atomic_store_n((word), (value), __ATOMIC_RELEASE)
 /* Between a store and a later load of the other side's word. */
 #define ring_fence() __atomic_thread_fence(__ATOMIC_SEQ_CST)
+
+/* memcpy, without the call where most packets are short. */
+static inline void ring_copy(void *to, const void *from, size_t len) {
+    uint8_t *const out = to;
+    const uint8_t *const in = from;
+    if (len - 64 <= 64) { /* all loads, then all stores: halves that overlap */
+        const ring_vector *head = (const ring_vector *)in, *tail = (const ring_vector *)(in + len - 64);
+        const ring_vector a = head[0], b = head[1], c = head[2], d = head[3];
+        const ring_vector e = tail[0], f = tail[1], g = tail[2], h = tail[3];
+        ring_vector *to_head = (ring_vector *)out, *to_tail = (ring_vector *)(out + len - 64);
+        to_head[0] = a, to_head[1] = b, to_head[2] = c, to_head[3] = d;
+        to_tail[0] = e, to_tail[1] = f, to_tail[2] = g, to_tail[3] = h;
+    } else {
+        memcpy(out, in, len);
+    }
+}
 
 /* ---- buffers in and out ------------------------------------------------------------------- */
 
@@ -105,7 +123,15 @@ void ring_signal(const struct vipsec_queue *q);
 int ring_break(struct vipsec_queue *q, int fault);
 
 /* Copies out of the readable part, from its byte `skip` on, until len bytes or its end; bytes copied. */
-size_t ring_copy_out(const struct vipsec_chain *chain, uint64_t skip, void *to, size_t len);
+size_t ring_copy_out_pieces(const struct vipsec_chain *chain, uint64_t skip, void *to, size_t len);
+
+static inline size_t ring_copy_out(const struct vipsec_chain *chain, uint64_t skip, void *to, size_t len) {
+    if (__builtin_expect(chain->readable > 0 && skip + len <= chain->segments->len, 1)) {
+        ring_copy(to, chain->segments->host + skip, len);
+        return len;
+    }
+    return ring_copy_out_pieces(chain, skip, to, len);
+}
 
 /* Copies into the writable part, from its byte `at` on, until len bytes or its end; bytes copied. */
 size_t ring_copy_in(struct vipsec_queue *q, const struct vipsec_chain *chain, uint64_t at, const void *from,
@@ -194,36 +220,75 @@ static inline void ring_table_entry(const struct vipsec_queue *q, const struct r
     }
 }
 
-/* Starts a chain in the segments that are left; false when there are too few for any chain. */
-static inline bool ring_begin(const struct vipsec_queue *q, struct vipsec_chain *chain, struct ring_walk *walk) {
-    if (__builtin_expect(q->segments_size - q->segments_used < q->longest, 0)) {
-        return false;
-    }
-    walk->end = q->segments + q->segments_used;
-    walk->elements = 0;
-    walk->fault = 0;
-    chain->segments = walk->end;
+/* The counts of a queue while it pops a burst: locals, so that the compiler keeps them in registers. */
+struct ring_burst {
+    struct vipsec_segment *end; /* behind the segments in use */
+    uint32_t out, held, serial, order_end;
+};
+
+static inline struct ring_burst ring_burst_begin(const struct vipsec_queue *q) {
+    return (struct ring_burst){.end = q->segments + q->segments_used,
+                               .out = q->out,
+                               .held = q->held,
+                               .serial = q->serial,
+                               .order_end = q->order_end};
+}
+
+static inline void ring_burst_end(struct vipsec_queue *q, const struct ring_burst *burst) {
+    q->segments_used = (uint32_t)(burst->end - q->segments);
+    q->out = burst->out;
+    q->held = burst->held;
+    q->serial = burst->serial;
+    q->order_end = burst->order_end;
+}
+
+/* Whether the segments that are left are enough for any chain. */
+static inline bool ring_room(const struct vipsec_queue *q, const struct ring_burst *burst) {
+    return burst->end <= q->segments_limit;
+}
+
+/* An empty chain, and its walk. */
+static inline void ring_begin(struct vipsec_chain *chain, struct ring_walk *walk, const struct ring_burst *burst) {
+    *walk = (struct ring_walk){.end = burst->end};
+    chain->segments = burst->end;
     chain->readable_len = chain->writable_len = 0;
     chain->readable = chain->writable = 0;
+}
+
+/* A chain of one descriptor in one region, the usual one, in one go; false when this is not such a chain. */
+static inline bool ring_single(struct vipsec_queue *q, struct vipsec_chain *chain, struct ring_burst *burst,
+                               uint64_t guest, uint32_t len, bool writable) {
+    uint8_t *const host = memory_within(&q->recent, guest, len);
+    if (len == 0 || host == NULL) {
+        return false;
+    }
+    *burst->end = (struct vipsec_segment){.host = host, .guest = guest, .len = len};
+    chain->segments = burst->end;
+    chain->readable_len = writable ? 0 : len;
+    chain->writable_len = writable ? len : 0;
+    chain->readable = !writable;
+    chain->writable = writable;
+    chain->descriptors = 1;
+    burst->end++;
+    __builtin_prefetch(host);
     return true;
 }
 
 /* Notes a walked chain as out; 0, or the fault of a driver that offers what it cannot have. */
-static inline int ring_hold(struct vipsec_queue *q, struct vipsec_chain *chain, const struct ring_walk *walk) {
+static inline int ring_hold(struct vipsec_queue *q, struct vipsec_chain *chain, struct ring_burst *burst) {
     if (__builtin_expect(q->holds[chain->head] != 0, 0)) {
         return VIPSEC_FAULT_DUPLICATE;
     }
-    if (__builtin_expect(q->held + chain->descriptors > q->size, 0)) {
+    if (__builtin_expect(burst->held + chain->descriptors > q->size, 0)) {
         return VIPSEC_FAULT_OVERCOMMIT;
     }
     q->holds[chain->head] = chain->descriptors;
-    q->held += chain->descriptors;
-    q->out++;
-    chain->serial = ++q->serial;
+    burst->held += chain->descriptors;
+    burst->out++;
+    chain->serial = ++burst->serial;
     if (q->in_order) {
-        q->order[q->order_end++ & q->order_mask] = chain->head;
+        q->order[burst->order_end++ & q->order_mask] = chain->head;
     }
-    q->segments_used = (uint32_t)(walk->end - q->segments);
     return 0;
 }
 

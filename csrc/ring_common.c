@@ -103,22 +103,15 @@ int ring_unpop_last(struct vipsec_queue *q, const struct vipsec_chain *chain) {
     return 0;
 }
 
-/* Whether these chains may be marked used; 0 or the fault of the caller. */
-static int usable(const struct vipsec_queue *q, const struct vipsec_chain *chains, const uint32_t *written,
-                  size_t count) {
-    for (size_t i = 0; i < count; i++) {
-        if (chains[i].descriptors == 0 || chains[i].head >= q->heads ||
-            q->holds[chains[i].head] != chains[i].descriptors) {
-            return VIPSEC_FAULT_USED_ID;
-        }
-        if (q->in_order && (i >= q->out || q->order[(q->order_first + i) & q->order_mask] != chains[i].head)) {
-            return VIPSEC_FAULT_USED_ORDER;
-        }
-        if (written[i] > chains[i].writable_len) {
-            return VIPSEC_FAULT_USED_LENGTH;
-        }
+/* Whether a chain may be marked used as the i-th of a call; 0 or the fault of the caller. */
+static inline int usable(const struct vipsec_queue *q, const struct vipsec_chain *chain, uint32_t written, size_t i) {
+    if (chain->head >= q->heads || chain->descriptors == 0 || q->holds[chain->head] != chain->descriptors) {
+        return VIPSEC_FAULT_USED_ID;
     }
-    return 0;
+    if (q->in_order && (i >= q->out || q->order[(q->order_first + i) & q->order_mask] != chain->head)) {
+        return VIPSEC_FAULT_USED_ORDER;
+    }
+    return written > chain->writable_len ? VIPSEC_FAULT_USED_LENGTH : 0;
 }
 
 int ring_push(struct vipsec_queue *q, const struct vipsec_chain *chains, const uint32_t *written, size_t count,
@@ -126,25 +119,23 @@ int ring_push(struct vipsec_queue *q, const struct vipsec_chain *chains, const u
     if (q->fault != 0) {
         return -VIPSEC_FAULT_BROKEN;
     }
-    const int wrong = usable(q, chains, written, count);
-    if (wrong != 0) {
-        return -wrong;
-    }
+    uint32_t descriptors = 0;
     for (size_t i = 0; i < count; i++) {
-        if (q->holds[chains[i].head] == 0) { /* one chain twice */
-            while (i-- > 0) {
-                q->holds[chains[i].head] = chains[i].descriptors;
+        if (__builtin_expect(usable(q, &chains[i], written[i], i) != 0, 0)) {
+            for (size_t j = 0; j < i; j++) {
+                q->holds[chains[j].head] = chains[j].descriptors;
             }
-            return -VIPSEC_FAULT_USED_ID;
+            /* A chain that comes twice is judged as if it came once. */
+            const int wrong = usable(q, &chains[i], written[i], i);
+            return wrong != 0 ? -wrong : -VIPSEC_FAULT_USED_ID;
         }
         q->holds[chains[i].head] = 0;
+        descriptors += chains[i].descriptors;
     }
     if (count == 0) {
         return 0;
     }
-    for (size_t i = 0; i < count; i++) {
-        q->held -= chains[i].descriptors;
-    }
+    q->held -= descriptors;
     q->out -= (uint32_t)count;
     q->order_first += (uint32_t)count;
     batch = batch && q->in_order;
@@ -166,7 +157,7 @@ bool ring_should_notify(struct vipsec_queue *q) {
     return q->is_packed ? ring_packed_wanted(q, steps) : ring_split_wanted(q, steps);
 }
 
-size_t ring_copy_out(const struct vipsec_chain *chain, uint64_t skip, void *to, size_t len) {
+size_t ring_copy_out_pieces(const struct vipsec_chain *chain, uint64_t skip, void *to, size_t len) {
     uint8_t *out = to;
     size_t left = len;
     for (uint32_t i = 0; i < chain->readable && left > 0; i++) {

@@ -106,17 +106,15 @@ static int walk_table(struct vipsec_queue *q, struct vipsec_chain *chain, struct
     return walk->fault;
 }
 
-/* Collects the list whose first descriptor has this second word; 0 or the driver's fault. Each step adds an element,
- * of which there are at most as many as the queue has entries. */
-static inline int walk_list(struct vipsec_queue *q, struct vipsec_chain *chain, struct ring_walk *walk,
-                            uint32_t position, uint64_t word) {
-    uint32_t count = 0;
-    for (;;) {
-        const uint64_t address = ring_load(&q->desc[(size_t)2 * slot(q, position)]);
+/* Collects the list whose first descriptor has these words; 0 or the driver's fault. Each step adds an element, of
+ * which there are at most as many as the queue has entries. */
+static int walk_list(struct vipsec_queue *q, struct vipsec_chain *chain, struct ring_walk *walk, uint32_t position,
+                     uint64_t address, uint64_t word) {
+    for (uint32_t count = 1;; count++) {
         const uint32_t flags = (uint32_t)(word >> 48);
         chain->head = (uint16_t)(word >> 32);
-        chain->descriptors = (uint16_t)++count;
-        if (__builtin_expect((flags & RING_INDIRECT) != 0, 0)) {
+        chain->descriptors = (uint16_t)count;
+        if ((flags & RING_INDIRECT) != 0) {
             if (!q->indirect) {
                 return VIPSEC_FAULT_INDIRECT_NOT_NEGOTIATED;
             }
@@ -125,7 +123,7 @@ static inline int walk_list(struct vipsec_queue *q, struct vipsec_chain *chain, 
             }
             return walk_table(q, chain, walk, address, (uint32_t)word);
         }
-        if (__builtin_expect(++walk->elements > q->size, 0)) {
+        if (++walk->elements > q->size) {
             return VIPSEC_FAULT_LOOP;
         }
         ring_element(q, chain, walk, address, (uint32_t)word, (flags & RING_WRITE) != 0);
@@ -133,10 +131,27 @@ static inline int walk_list(struct vipsec_queue *q, struct vipsec_chain *chain, 
             return walk->fault;
         }
         position = advance(q, position, 1);
-        if (__builtin_expect(!available(q, position, &word), 0)) {
+        if (!available(q, position, &word)) {
             return VIPSEC_FAULT_PARTIAL_LIST;
         }
+        address = ring_load(&q->desc[(size_t)2 * slot(q, position)]);
     }
+}
+
+static inline int walk(struct vipsec_queue *q, struct vipsec_chain *chain, struct ring_burst *burst, uint32_t position,
+                       uint64_t word) {
+    const uint64_t address = ring_load(&q->desc[(size_t)2 * slot(q, position)]);
+    const uint32_t flags = (uint32_t)(word >> 48);
+    if (__builtin_expect((flags & (RING_NEXT | RING_INDIRECT)) == 0, 1) &&
+        ring_single(q, chain, burst, address, (uint32_t)word, (flags & RING_WRITE) != 0)) {
+        chain->head = (uint16_t)(word >> 32);
+        return 0;
+    }
+    struct ring_walk list;
+    ring_begin(chain, &list, burst);
+    const int wrong = walk_list(q, chain, &list, position, address, word);
+    burst->end = list.end;
+    return wrong;
 }
 
 /* The event structure that asks for a notification at the next buffer. */
@@ -147,24 +162,26 @@ static void ask(struct vipsec_queue *q) {
 
 int ring_packed_pop(struct vipsec_queue *q, struct vipsec_chain *chains, uint32_t max) {
     uint32_t position = q->next_avail, done = 0;
-    for (; done < max; done++) {
+    struct ring_burst burst = ring_burst_begin(q);
+    for (; done < max && ring_room(q, &burst); done++) {
         struct vipsec_chain *chain = &chains[done];
-        struct ring_walk walk;
         uint64_t word;
-        if (!available(q, position, &word) || !ring_begin(q, chain, &walk)) {
+        if (!available(q, position, &word)) {
             break;
         }
-        int wrong = walk_list(q, chain, &walk, position, word);
-        wrong = wrong != 0 ? wrong : ring_hold(q, chain, &walk);
+        const struct ring_burst before = burst;
+        int wrong = walk(q, chain, &burst, position, word);
+        wrong = wrong != 0 ? wrong : ring_hold(q, chain, &burst);
         if (__builtin_expect(wrong != 0, 0)) {
+            burst = before;
             if (done == 0) {
                 return ring_break(q, wrong);
             }
             break; /* the sound ones first: the next call meets it again */
         }
-        __builtin_prefetch(chain->segments->host);
         position = advance(q, position, chain->descriptors);
     }
+    ring_burst_end(q, &burst);
     q->next_avail = position;
     if (q->listening && q->event_idx && done > 0) {
         ask(q);

@@ -15,11 +15,12 @@ static bool allocate(struct vipsec_queue *q) {
     }
     q->order_mask = room - 1;
     q->heads = q->is_packed ? UINT16_MAX + 1u : q->size;
-    q->longest = q->size * (uint32_t)(q->memory->adjacent + 1);
-    q->segments_size = q->longest + q->size;
+    /* Each descriptor may cross all boundaries. Beside one such chain, room for a usual one in each entry. */
+    const uint32_t longest = q->size * (uint32_t)(q->memory->adjacent + 1);
     q->holds = calloc(q->heads, sizeof *q->holds);
     q->order = q->in_order ? calloc(room, sizeof *q->order) : NULL;
-    q->segments = calloc(q->segments_size, sizeof *q->segments);
+    q->segments = calloc((size_t)longest + q->size, sizeof *q->segments);
+    q->segments_limit = q->segments + q->size;
     return q->holds != NULL && q->segments != NULL && (q->order != NULL || !q->in_order);
 }
 

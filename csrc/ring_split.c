@@ -101,17 +101,12 @@ static int walk_table(struct vipsec_queue *q, struct vipsec_chain *chain, struct
 
 /* Collects the chain that starts at its head; 0 or the driver's fault. Each step adds an element, of which there are
  * at most as many as the queue has entries, or enters the only indirect table. */
-static inline int walk_chain(struct vipsec_queue *q, struct vipsec_chain *chain, struct ring_walk *walk) {
-    uint32_t index = chain->head, direct = 0;
-    for (;;) {
-        if (__builtin_expect(index >= q->size, 0)) {
-            return VIPSEC_FAULT_INDEX;
-        }
-        const uint64_t address = ring_load(&q->desc[(size_t)2 * index]);
-        const uint64_t word = ring_load(&q->desc[(size_t)2 * index + 1]);
-        const uint32_t flags = (uint32_t)(word >> 32) & UINT16_MAX;
-        direct++;
-        if (__builtin_expect((flags & RING_INDIRECT) != 0, 0)) {
+static int walk_direct(struct vipsec_queue *q, struct vipsec_chain *chain, struct ring_walk *walk, uint64_t address,
+                       uint64_t word) {
+    for (uint32_t direct = 1;; direct++) {
+        const uint32_t flags = (uint32_t)(word >> 32) & UINT16_MAX, index = (uint32_t)(word >> 48);
+        chain->descriptors = (uint16_t)direct;
+        if ((flags & RING_INDIRECT) != 0) {
             if (!q->indirect) {
                 return VIPSEC_FAULT_INDIRECT_NOT_NEGOTIATED;
             }
@@ -119,19 +114,39 @@ static inline int walk_chain(struct vipsec_queue *q, struct vipsec_chain *chain,
                 return VIPSEC_FAULT_INDIRECT_CHAINED;
             }
             /* RING_WRITE of this descriptor is to be ignored (virtio v1.4 2.7.5.3.2). */
-            chain->descriptors = (uint16_t)direct;
             return walk_table(q, chain, walk, address, (uint32_t)word);
         }
-        if (__builtin_expect(++walk->elements > q->size, 0)) {
+        if (++walk->elements > q->size) {
             return VIPSEC_FAULT_LOOP;
         }
         ring_element(q, chain, walk, address, (uint32_t)word, (flags & RING_WRITE) != 0);
         if ((flags & RING_NEXT) == 0) {
-            chain->descriptors = (uint16_t)direct;
             return walk->fault;
         }
-        index = (uint32_t)(word >> 48);
+        if (index >= q->size) {
+            return VIPSEC_FAULT_INDEX;
+        }
+        address = ring_load(&q->desc[(size_t)2 * index]);
+        word = ring_load(&q->desc[(size_t)2 * index + 1]);
     }
+}
+
+static inline int walk_chain(struct vipsec_queue *q, struct vipsec_chain *chain, struct ring_burst *burst) {
+    if (__builtin_expect(chain->head >= q->size, 0)) {
+        return VIPSEC_FAULT_INDEX;
+    }
+    const uint64_t address = ring_load(&q->desc[(size_t)2 * chain->head]);
+    const uint64_t word = ring_load(&q->desc[(size_t)2 * chain->head + 1]);
+    const uint32_t flags = (uint32_t)(word >> 32);
+    if (__builtin_expect((flags & (RING_NEXT | RING_INDIRECT)) == 0, 1) &&
+        ring_single(q, chain, burst, address, (uint32_t)word, (flags & RING_WRITE) != 0)) {
+        return 0;
+    }
+    struct ring_walk walk;
+    ring_begin(chain, &walk, burst);
+    const int wrong = walk_direct(q, chain, &walk, address, word);
+    burst->end = walk.end;
+    return wrong;
 }
 
 int ring_split_pop(struct vipsec_queue *q, struct vipsec_chain *chains, uint32_t max) {
@@ -157,24 +172,23 @@ int ring_split_pop(struct vipsec_queue *q, struct vipsec_chain *chains, uint32_t
         heads[i] = ring_load(&q->u.split.avail[2 + ((q->next_avail + i) & mask)]);
         __builtin_prefetch(&q->desc[(size_t)2 * (heads[i] & mask)]);
     }
+    struct ring_burst burst = ring_burst_begin(q);
     uint32_t done = 0;
-    for (; done < max; done++) {
+    for (; done < max && ring_room(q, &burst); done++) {
         struct vipsec_chain *chain = &chains[done];
-        struct ring_walk walk;
-        if (!ring_begin(q, chain, &walk)) {
-            break;
-        }
         chain->head = heads[done];
-        int wrong = walk_chain(q, chain, &walk);
-        wrong = wrong != 0 ? wrong : ring_hold(q, chain, &walk);
+        const struct ring_burst before = burst;
+        int wrong = walk_chain(q, chain, &burst);
+        wrong = wrong != 0 ? wrong : ring_hold(q, chain, &burst);
         if (__builtin_expect(wrong != 0, 0)) {
+            burst = before;
             if (done == 0) {
                 return ring_break(q, wrong);
             }
             break; /* the sound ones first: the next call meets it again */
         }
-        __builtin_prefetch(chain->segments->host);
     }
+    ring_burst_end(q, &burst);
     q->next_avail = (q->next_avail + done) & UINT16_MAX;
     if (q->listening && q->event_idx && done > 0) {
         ring_store(q->u.split.avail_event, (uint16_t)q->next_avail);
