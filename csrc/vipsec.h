@@ -395,6 +395,61 @@ void vipsec_flow_remove_rule(struct vipsec_flow_table *table, struct vipsec_flow
 int vipsec_flow_match(struct vipsec_flow_table *table, const uint8_t *frame, uint32_t len, uint32_t l3,
                       struct vipsec_flow_verdict *verdict);
 
+/* ---- receive filter, hash and steering ------------------------------------------------------- */
+
+#define VIPSEC_MAX_FLOWS 4096
+
+/* Which transmit queue each of the VIPSEC_MAX_FLOWS flows used last was sent on, for automatic steering. Any thread. */
+struct vipsec_flow_memory;
+struct vipsec_flow_memory *vipsec_flow_memory_new(uint64_t hash_seed);
+void vipsec_flow_memory_free(struct vipsec_flow_memory *memory);
+
+/* A frame of the driver leaves on transmit queue number `queue`. */
+void vipsec_flow_memory_sent(struct vipsec_flow_memory *memory, const uint8_t *frame, uint32_t len, uint32_t queue);
+uint32_t vipsec_flow_memory_count(struct vipsec_flow_memory *memory);
+
+/* rx_mode */
+#define VIPSEC_RX_PROMISC 1
+#define VIPSEC_RX_ALLMULTI 2
+#define VIPSEC_RX_ALLUNI 4
+#define VIPSEC_RX_NOMULTI 8
+#define VIPSEC_RX_NOUNI 16
+#define VIPSEC_RX_NOBCAST 32
+
+/* RxFilter and Steering of device/state.py. Arrays are copied. */
+struct vipsec_steering_config {
+    uint64_t features;  /* negotiated bits 0..63 */
+    uint64_t hash_seed; /* random: nobody can choose MAC addresses that collide */
+    struct vipsec_flow_memory *flows; /* stays the caller's, outlives the block; NULL: nothing is learned */
+    const uint8_t *unicast, *multicast; /* 6 octets each */
+    const uint16_t *vlans;
+    const uint8_t *key;
+    const uint16_t *table; /* receive queue numbers (0-based pair index) */
+    uint32_t unicast_count, multicast_count, vlan_count, key_len;
+    uint32_t table_len; /* a power of two when rss is set */
+    uint32_t hash_types, queue_pairs;
+    uint16_t unclassified_queue;
+    uint8_t rss, rx_mode;
+    uint8_t mac[6];
+    uint8_t reserved[2];
+};
+
+/* A block of configuration, constant once made. NULL: no memory, no queue pair, or a table of a wrong length. */
+struct vipsec_steering;
+struct vipsec_steering *vipsec_steering_new(const struct vipsec_steering_config *config);
+void vipsec_steering_free(struct vipsec_steering *steering);
+
+/* 1 when receive mode, MAC table and VLAN table let the frame (14 octets or more) through. */
+int vipsec_steering_admits(const struct vipsec_steering *steering, const uint8_t *frame, uint32_t len);
+
+/* The receive queue of a frame, or -1 when there is none to put it on; and the packet's hash, 0 and 0 without one.
+ * `live`: bits of the queues that are enabled; NULL for all. */
+int64_t vipsec_steering_choose(const struct vipsec_steering *steering, const uint64_t *live, size_t live_words,
+                               const uint8_t *frame, uint32_t len, uint32_t *hash_value, uint32_t *hash_report);
+
+/* The hash of RSS over at most 9 words of 4 octets; `portable`: without special instructions. */
+uint32_t vipsec_toeplitz(const uint8_t *key, size_t key_len, const uint8_t *data, size_t words, int portable);
+
 /* ---- secrets ------------------------------------------------------------------------------ */
 
 /* Overwrites with zeros; the compiler cannot leave it out. */
