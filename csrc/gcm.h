@@ -59,6 +59,10 @@ static inline bool gcm_op_valid(const struct vipsec_gcm_op *op, enum vipsec_isa 
            op->tag_len < 32 && (tag_lens >> op->tag_len & 1u) != 0;
 }
 
+/* vipsec_gcm_key_new and _free for a key that stands in somebody's structure, GCM_KEY_ALIGN aligned. */
+bool gcm_key_make(const struct vipsec_gcm *engine, struct vipsec_gcm_key *key, const uint8_t *bytes, size_t size);
+void gcm_key_wipe(struct vipsec_gcm_key *key);
+
 /* Key schedule and hash powers for the three x86 engines; needs AES-NI and PCLMULQDQ. */
 void gcm_key_expand_x86(struct vipsec_gcm_key *key, const uint8_t *bytes, size_t size);
 

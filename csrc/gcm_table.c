@@ -47,35 +47,42 @@ const struct vipsec_gcm *vipsec_gcm_default(void) {
 
 int vipsec_gcm_isa(const struct vipsec_gcm *engine) { return (int)engine->isa; }
 
-struct vipsec_gcm_key *vipsec_gcm_key_new(const struct vipsec_gcm *engine, const uint8_t *key, size_t key_len) {
-    if (key_len != 16 && key_len != 24 && key_len != 32) {
-        return NULL;
+bool gcm_key_make(const struct vipsec_gcm *engine, struct vipsec_gcm_key *key, const uint8_t *bytes, size_t size) {
+    if (size != 16 && size != 24 && size != 32) {
+        return false;
     }
-    struct vipsec_gcm_key *made = aligned_alloc(GCM_KEY_ALIGN, sizeof *made);
-    if (made == NULL) {
-        return NULL;
+    memset(key, 0, sizeof *key);
+    key->isa = (uint32_t)engine->isa;
+    key->rounds = (uint32_t)size / 4 + 6;
+    if (!engine->key_init(key, bytes, size)) {
+        vipsec_wipe(key, sizeof *key);
+        return false;
     }
-    memset(made, 0, sizeof *made);
-    made->isa = (uint32_t)engine->isa;
-    made->rounds = (uint32_t)key_len / 4 + 6;
-    if (!engine->key_init(made, key, key_len)) {
-        vipsec_wipe(made, sizeof *made);
-        free(made);
-        return NULL;
-    }
-    return made;
+    return true;
 }
 
-void vipsec_gcm_key_free(struct vipsec_gcm_key *key) {
-    if (key == NULL) {
-        return;
-    }
+void gcm_key_wipe(struct vipsec_gcm_key *key) {
     const struct vipsec_gcm *engine = vipsec_gcm_engine((int)key->isa);
     if (engine != NULL && engine->key_release != NULL) {
         engine->key_release(key);
     }
     vipsec_wipe(key, sizeof *key);
-    free(key);
+}
+
+struct vipsec_gcm_key *vipsec_gcm_key_new(const struct vipsec_gcm *engine, const uint8_t *key, size_t key_len) {
+    struct vipsec_gcm_key *made = aligned_alloc(GCM_KEY_ALIGN, sizeof *made);
+    if (made == NULL || gcm_key_make(engine, made, key, key_len)) {
+        return made;
+    }
+    free(made);
+    return NULL;
+}
+
+void vipsec_gcm_key_free(struct vipsec_gcm_key *key) {
+    if (key != NULL) {
+        gcm_key_wipe(key);
+        free(key);
+    }
 }
 
 size_t vipsec_gcm_seal(const struct vipsec_gcm *engine, struct vipsec_gcm_op *ops, size_t count) {

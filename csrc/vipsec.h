@@ -3,7 +3,7 @@
  * apart from the guard and its includes it holds plain declarations and numeric #defines only.
  *
  * Nothing here knows Python. Every function may be called from any thread; what it works on is
- * named in its contract. No function allocates unless its name ends in _new.
+ * named in its contract. No function allocates unless its name ends in _new or its contract says so.
  */
 #ifndef VIPSEC_H
 #define VIPSEC_H
@@ -449,6 +449,144 @@ int64_t vipsec_steering_choose(const struct vipsec_steering *steering, const uin
 
 /* The hash of RSS over at most 9 words of 4 octets; `portable`: without special instructions. */
 uint32_t vipsec_toeplitz(const uint8_t *key, size_t key_len, const uint8_t *data, size_t words, int portable);
+/* "unknown_sa", ...; "none" for 0, NULL for a number outside the enum. */
+const char *vipsec_reason_name(int reason);
+
+/* ---- security associations: ESP with AES-GCM (RFC 4303, RFC 4106) --------------------------- */
+
+#define VIPSEC_SA_MAX 1048576 /* numbers of SAs per direction: 0..VIPSEC_SA_MAX - 1 */
+#define VIPSEC_MAX_READERS 128
+#define VIPSEC_MAX_REPLAY_WINDOW 4096
+#define VIPSEC_OUTBOUND 1
+#define VIPSEC_INBOUND 2
+
+/* struct vipsec_sa_config.options: IpsecOption of virtio v1.4 */
+#define VIPSEC_OPTION_ESN 1
+#define VIPSEC_OPTION_UDP_ENCAP 2
+#define VIPSEC_OPTION_COPY_DSCP 4
+#define VIPSEC_OPTION_DEC_TTL 8
+#define VIPSEC_OPTION_COPY_DF 16
+#define VIPSEC_OPTION_ECN 32
+#define VIPSEC_OPTION_SA_LIFETIME 64
+
+enum vipsec_sa_result {
+    VIPSEC_SA_OK = 0,
+    VIPSEC_SA_EXISTS = -1,    /* the number is taken, or inbound the SPI */
+    VIPSEC_SA_NO_MEMORY = -2,
+    VIPSEC_SA_REFUSED = -3,   /* a field outside its range, or MODIFY of what is fixed */
+    VIPSEC_SA_MISSING = -4    /* no SA has that number */
+};
+
+/* What an SA is made of. The caller wipes it. 144 bytes. */
+struct vipsec_sa_config {
+    uint8_t direction;      /* VIPSEC_OUTBOUND, VIPSEC_INBOUND */
+    uint8_t is_tunnel;      /* 0 transport mode, 1 tunnel mode */
+    uint8_t tunnel_family;  /* outbound tunnel mode: 4, 6; else ignored, like the rest of the outer header */
+    uint8_t dscp;           /* of the outer header, 0..63, unless option COPY_DSCP */
+    uint8_t df;             /* of the outer IPv4 header: 0, 1, unless option COPY_DF */
+    uint8_t ttl;            /* of the outer header; 0: 64 */
+    uint8_t key_len;        /* 16, 24, 32 */
+    uint8_t icv_len;        /* 8, 12, 16 */
+    uint32_t spi;           /* not 0 */
+    uint32_t options;       /* VIPSEC_OPTION_... */
+    uint32_t flow_label;    /* of the outer IPv6 header, 20 bits */
+    uint32_t replay_window; /* inbound, packets; 0: no check, which forbids ESN */
+    uint16_t udp_sport;     /* UDP encapsulation, outbound */
+    uint16_t udp_dport;
+    uint8_t salt[4];
+    uint8_t source[16];     /* of the outer header, network order; IPv4: the first 4 bytes */
+    uint8_t destination[16];
+    uint8_t key[32];
+    uint64_t packets_soft;  /* limits; 0: none */
+    uint64_t bytes_soft;
+    uint64_t packets_hard;
+    uint64_t bytes_hard;
+    uint64_t first_sequence; /* first number to send, or that may arrive; 1 unless a dialect says otherwise */
+    uint64_t iv_base;        /* outbound: the explicit IV is iv_base + sequence number */
+};
+
+/* What an SA has done, at one moment. 232 bytes. */
+struct vipsec_sa_state {
+    uint64_t sequence; /* outbound: the number used last; inbound: the highest one that was authenticated */
+    uint64_t packets;  /* that passed every check */
+    uint64_t bytes;    /* of their ESP plaintext, trailer included */
+    uint32_t soft_expired;
+    uint32_t reserved;
+    uint64_t refused[VIPSEC_REASON_COUNT]; /* packets by enum vipsec_reason */
+};
+
+/* SAs of one port. Packets flow while SAs come and go; only vipsec_sa_table_free wants to be alone. */
+struct vipsec_sa_table;
+
+/* hash_seed: unpredictable, so that nobody can choose SPIs that collide. NULL: no memory. */
+struct vipsec_sa_table *vipsec_sa_table_new(const struct vipsec_gcm *engine, uint64_t hash_seed);
+void vipsec_sa_table_free(struct vipsec_sa_table *table);
+
+/* 0 or a negative enum vipsec_sa_result. All allocate or wait: never on a packet's way, and never inside a read
+ * section (between enter and exit of a reader), which they would wait for. They exclude each other. */
+int vipsec_sa_add(struct vipsec_sa_table *table, uint32_t id, const struct vipsec_sa_config *config);
+
+/* Changes options (not ESN), outer header, ports, limits and window size. What is fixed must be as it was, except
+ * key, salt, first_sequence and iv_base, which are not looked at. Counters, sequence numbers and what the window
+ * has seen stay; numbers that a wider window newly covers count as seen. */
+int vipsec_sa_modify(struct vipsec_sa_table *table, int direction, uint32_t id, const struct vipsec_sa_config *config);
+
+/* The SA is gone for packets that come after, its keys are wiped and its memory is free when the call returns. */
+int vipsec_sa_remove(struct vipsec_sa_table *table, int direction, uint32_t id);
+
+int vipsec_sa_read(struct vipsec_sa_table *table, int direction, uint32_t id, struct vipsec_sa_state *state);
+
+/* Each thread that processes packets has a reader of its own: 0..VIPSEC_MAX_READERS - 1, or -1 when all are taken. */
+int vipsec_reader_register(struct vipsec_sa_table *table);
+void vipsec_reader_unregister(struct vipsec_sa_table *table, int reader);
+
+/* ---- ESP in batches --------------------------------------------------------------------------- */
+
+#define VIPSEC_HEADROOM 64 /* outer IPv6 header, UDP, ESP header, IV */
+#define VIPSEC_TAILROOM 32 /* padding, trailer, ICV */
+
+/* One IP packet in memory that nobody else writes, worked on in place. 64 bytes. */
+struct vipsec_packet {
+    uint8_t *data;        /* its IP header; moved by the call */
+    uint32_t len;         /* bytes from there on; what lies behind the length in the IP header is cut off */
+    uint32_t headroom;    /* writable bytes in front of data; VIPSEC_HEADROOM is always enough */
+    uint32_t tailroom;    /* writable bytes behind data + len; VIPSEC_TAILROOM is always enough */
+    uint32_t mtu;         /* outbound: bytes that a result which nobody may fragment can have; 0: any number */
+    uint32_t sa_id;       /* outbound: number of the SA; inbound, set when known: number of the SA found */
+    uint8_t reason;       /* set: enum vipsec_reason */
+    uint8_t soft_expired; /* set, when processed: a soft limit is reached */
+    uint8_t next_header;  /* set, inbound, when processed: what the payload is */
+    uint8_t known;        /* set: an SA was found; its counters have this packet */
+    uint64_t sequence;    /* set, when processed: sequence number, 64 bits */
+    uint64_t user[3];     /* the caller's */
+};
+
+/*
+ * Protects, or checks and opens, `count` packets in their order. A refused packet keeps data and len, takes no
+ * sequence number and is counted in its SA. Its bytes are as they were, too, unless an inbound packet was authentic
+ * and then refused for something else (another thread's copy came first, a hard limit, what is inside it): those bytes
+ * are plaintext in part and must not be shown to anybody.
+ *
+ * headroom and tailroom follow data and len. Too little room: VIPSEC_REASON_NO_BUFFER.
+ */
+void vipsec_esp_outbound(struct vipsec_sa_table *table, int reader, struct vipsec_packet *packets, size_t count);
+void vipsec_esp_inbound(struct vipsec_sa_table *table, int reader, struct vipsec_packet *packets, size_t count);
+
+/* The outermost IPsec header of a packet, whatever its SA. 32 bytes. */
+struct vipsec_esp_found {
+    uint32_t spi;
+    uint32_t sequence;  /* as on the wire */
+    uint32_t offset;    /* of the ESP or AH header */
+    uint32_t end;       /* behind the last byte that belongs to it */
+    uint16_t udp_sport; /* 0 without UDP encapsulation */
+    uint16_t udp_dport;
+    uint8_t protocol;   /* 50 ESP, 51 AH */
+    uint8_t in_udp;
+    uint8_t reserved[10];
+};
+
+/* Finds it: plain, behind IPv6 extension headers, or in UDP (ESP only). VIPSEC_REASON_NONE, or why there is none. */
+int vipsec_esp_find(const uint8_t *packet, size_t len, struct vipsec_esp_found *found);
 
 /* ---- secrets ------------------------------------------------------------------------------ */
 

@@ -1,0 +1,425 @@
+/*
+ * ESP inbound (RFC 4303 3.4; tunnel exit: RFC 6040; UDP: RFC 3948). The same refusals in the same order as
+ * ipsec/process.py, packet by packet, although a whole burst is decrypted at once:
+ *
+ *   prepare   guesses, without the SA's lock, what the sequence number will be, and makes the cipher's operation
+ *   (cipher)  all that may be authentic
+ *   settle    decides under the lock, in the order of the packets. Where packets before it have moved the window so
+ *             far that the guess was wrong, the packet is opened again by itself.
+ */
+#include "checksum.h"
+#include "esp.h"
+
+static_assert(sizeof(struct vipsec_esp_found) == 32, "public");
+
+/* ---- finding the header -------------------------------------------------------------------- */
+
+/* ESP in UDP: where it begins and ends. The checksum is not looked at: the ICV covers more, and NAT may have spoilt it
+ * (RFC 3948 2.1). IKE and keepalives are no IPsec. */
+static int in_udp(const uint8_t *data, uint32_t len, uint32_t *begin, uint32_t *end, struct vipsec_esp_found *found) {
+    const uint32_t at = *begin;
+    if (len < at + IP_UDP_LEN) {
+        return VIPSEC_REASON_MALFORMED;
+    }
+    const uint32_t length = load_be16(data + at + 4);
+    if (length < IP_UDP_LEN || at + length > len) {
+        return VIPSEC_REASON_MALFORMED;
+    }
+    *begin = at + IP_UDP_LEN;
+    *end = at + length;
+    const bool keepalive = length == IP_UDP_LEN + 1 && data[*begin] == 0xff;
+    const bool non_esp = length >= IP_UDP_LEN + 4 && load_be32(data + *begin) == 0;
+    if (keepalive || non_esp) {
+        return VIPSEC_REASON_NOT_IPSEC;
+    }
+    found->udp_sport = load_be16(data + at);
+    found->udp_dport = load_be16(data + at + 2);
+    found->in_udp = 1;
+    return VIPSEC_REASON_NONE;
+}
+
+/* The extension headers, as they are once an atomic Fragment header is gone. */
+static int chain_of_whole(const uint8_t *data, const struct ip_header *ip, struct ip_chain *chain,
+                          struct esp_found *found) {
+    const int reason = ip_chain(data, ip, chain);
+    found->hole = 0;
+    if (reason != VIPSEC_REASON_NONE) {
+        return reason;
+    }
+    if (chain->is_fragment) {
+        return VIPSEC_REASON_FRAGMENT; /* IPsec comes after reassembly */
+    }
+    if (chain->fragment_at == 0) {
+        return VIPSEC_REASON_NONE;
+    }
+    found->hole = chain->fragment_at;
+    found->hole_named_at = chain->named_at;
+    if (ip->len == IP_V6_LEN + 8 && data[found->hole] == IP_HOP_BY_HOP) {
+        return VIPSEC_REASON_MALFORMED; /* what is left says that it is a jumbogram */
+    }
+    return ip_walk(data, ip->len, ip_first(ip), found->hole, chain);
+}
+
+int esp_locate(const uint8_t *packet, size_t len, struct esp_found *found) {
+    struct ip_header ip;
+    struct ip_chain chain;
+    int reason = ip_parse(packet, len, &ip);
+    if (reason == VIPSEC_REASON_NONE) {
+        reason = chain_of_whole(packet, &ip, &chain, found);
+    }
+    if (reason != VIPSEC_REASON_NONE) {
+        return reason;
+    }
+    struct vipsec_esp_found *header = &found->header;
+    *header = (struct vipsec_esp_found){.protocol = chain.end.protocol};
+    uint32_t begin = chain.end.offset, end = ip.len;
+    if (header->protocol == IP_UDP) {
+        header->protocol = IP_ESP;
+        reason = in_udp(packet, ip.len, &begin, &end, header);
+        if (reason != VIPSEC_REASON_NONE) {
+            return reason;
+        }
+    }
+    if (header->protocol != IP_ESP && header->protocol != IP_AH) {
+        return VIPSEC_REASON_NOT_IPSEC;
+    }
+    const uint32_t least = header->protocol == IP_ESP ? 8 : 12, spi_at = header->protocol == IP_ESP ? 0 : 4;
+    if (end - begin < least) {
+        return VIPSEC_REASON_MALFORMED;
+    }
+    header->spi = load_be32(packet + begin + spi_at);
+    header->sequence = load_be32(packet + begin + spi_at + 4);
+    if (header->spi == 0) {
+        return VIPSEC_REASON_NOT_IPSEC; /* never sent (RFC 4303 2.1) */
+    }
+    header->offset = begin;
+    header->end = end;
+    found->head_end = chain.end.offset;
+    found->protocol_at = chain.end.protocol_at;
+    found->version = ip.version;
+    found->header_len = ip.header_len;
+    found->traffic_class = ip.traffic_class;
+    return VIPSEC_REASON_NONE;
+}
+
+int vipsec_esp_find(const uint8_t *packet, size_t len, struct vipsec_esp_found *found) {
+    struct esp_found located;
+    const int reason = esp_locate(packet, len, &located);
+    *found = reason == VIPSEC_REASON_NONE ? located.header : (struct vipsec_esp_found){0};
+    return reason;
+}
+
+/* ---- one packet ------------------------------------------------------------------------------ */
+
+struct opening {
+    struct vipsec_packet *packet;
+    const struct sa *sa;
+    uint64_t sequence; /* what the operation was made for */
+    struct esp_found found;
+    uint32_t plain_len; /* 0: an impossible length */
+    bool tried;         /* the operation went through the cipher */
+};
+
+/* What an authentic payload stands for. */
+struct outcome {
+    uint32_t len; /* of the payload that counts */
+    int reason;
+    uint8_t next_header;
+    int8_t mark; /* congestion mark that the inner packet gets; -1: as it is */
+};
+
+/* RFC 6040 figure 4: [inner][outer], -1: the packet is dropped. 0 Not-ECT, 1 ECT(1), 2 ECT(0), 3 CE. */
+static const int8_t decapsulated[4][4] = {{0, 0, 0, -1}, {1, 1, 1, 3}, {2, 1, 2, 3}, {3, 3, 3, 3}};
+
+/* RFC 4303 2.7: in transport mode padding for traffic flow confidentiality can only be told from the payload when the
+ * next layer has a length: UDP or IP-in-IP, possibly behind extension headers. A length that makes no sense is left to
+ * the layer that it belongs to. */
+static uint32_t without_tfc(const uint8_t *payload, uint32_t len, uint8_t next_header) {
+    struct ip_chain chain;
+    struct ip_header ip;
+    if (ip_walk(payload, len, (struct ip_place){0, 0, next_header}, 0, &chain) != VIPSEC_REASON_NONE) {
+        return len;
+    }
+    const uint32_t at = chain.end.offset;
+    if (chain.end.protocol == IP_UDP && at + 6 <= len) {
+        const uint32_t length = load_be16(payload + at + 4);
+        return length >= IP_UDP_LEN && at + length < len ? at + length : len;
+    }
+    if ((chain.end.protocol == IP_IPV4 || chain.end.protocol == IP_IPV6) &&
+        ip_parse(payload + at, len - at, &ip) == VIPSEC_REASON_NONE) {
+        return at + ip.len;
+    }
+    return len;
+}
+
+static inline bool padding_is_right(const uint8_t *padding, uint32_t len) {
+    uint32_t wrong = 0;
+    for (uint32_t i = 0; i < len; i++) {
+        wrong |= padding[i] ^ (i + 1);
+    }
+    return wrong == 0;
+}
+
+/* Looks at an authentic plaintext; writes nothing. */
+static inline struct outcome judge(const struct opening *o, const uint8_t *plain) {
+    const uint32_t padding = plain[o->plain_len - 2];
+    struct outcome out = {0, VIPSEC_REASON_NONE, plain[o->plain_len - 1], -1};
+    if (padding + 2 > o->plain_len || !padding_is_right(plain + o->plain_len - 2 - padding, padding)) {
+        out.reason = VIPSEC_REASON_BAD_PADDING;
+        return out;
+    }
+    out.len = o->plain_len - 2 - padding;
+    if (out.next_header == IP_NO_NEXT_HEADER) {
+        out.reason = VIPSEC_REASON_DUMMY;
+        return out;
+    }
+    if ((o->sa->flags & SA_TUNNEL) == 0) {
+        out.len = without_tfc(plain, out.len, out.next_header);
+        return out;
+    }
+    if (out.next_header != IP_IPV4 && out.next_header != IP_IPV6) {
+        out.reason = VIPSEC_REASON_BAD_NEXT_HEADER;
+        return out;
+    }
+    struct ip_header inner;
+    if (ip_parse(plain, out.len, &inner) != VIPSEC_REASON_NONE ||
+        inner.version != (out.next_header == IP_IPV4 ? 4 : 6)) {
+        out.reason = VIPSEC_REASON_BAD_INNER;
+        return out;
+    }
+    out.len = inner.len; /* without padding for traffic flow confidentiality */
+    if ((o->sa->flags & SA_ECN) != 0) {
+        out.mark = decapsulated[inner.traffic_class & 3][o->found.traffic_class & 3];
+        out.reason = out.mark < 0 ? VIPSEC_REASON_CONGESTION : VIPSEC_REASON_NONE;
+    }
+    return out;
+}
+
+static inline void set_mark(uint8_t *inner, unsigned mark) {
+    const uint16_t before = load_be16(inner);
+    const bool v4 = inner[0] >> 4 == 4;
+    const uint16_t after = (uint16_t)(v4 ? (before & ~3u) | mark : (before & ~0x30u) | mark << 4);
+    if (before != after) {
+        store_be16(inner, after);
+        if (v4) {
+            store_be16(inner + 10, checksum_update(load_be16(inner + 10), before, after));
+        }
+    }
+}
+
+/* Puts the IP header of a transport mode packet in front of its payload. Returns where it begins. */
+static uint8_t *rejoin(const struct esp_found *found, uint8_t *data, uint8_t *payload, uint32_t len,
+                       uint8_t next_header) {
+    uint32_t head_len = found->head_end, protocol_at = found->protocol_at;
+    uint8_t *head;
+    if (found->hole != 0) {
+        const uint32_t rest = found->head_end - found->hole - 8;
+        head_len -= 8;
+        protocol_at -= protocol_at > found->hole ? 8 : 0;
+        head = payload - head_len;
+        const uint8_t kind = data[found->hole];
+        memmove(payload - rest, data + found->hole + 8, rest);
+        memmove(head, data, found->hole);
+        head[found->hole_named_at] = kind;
+    } else {
+        head = payload - head_len;
+        memmove(head, data, head_len);
+    }
+    head[protocol_at] = next_header;
+    if (found->version == 4) {
+        store_be16(head + 2, (uint16_t)(head_len + len));
+        checksum_ipv4(head);
+    } else {
+        store_be16(head + 4, (uint16_t)(head_len - IP_V6_LEN + len));
+    }
+    return head;
+}
+
+static inline void deliver(const struct opening *o, const struct outcome *out, uint64_t sequence) {
+    struct vipsec_packet *packet = o->packet;
+    const uint32_t whole = packet->len;
+    uint8_t *payload = packet->data + o->found.header.offset + ESP_PREFIX, *begin = payload;
+    if ((o->sa->flags & SA_TUNNEL) == 0) {
+        begin = rejoin(&o->found, packet->data, payload, out->len, out->next_header);
+    } else if (out->mark >= 0) {
+        set_mark(payload, (unsigned)out->mark);
+    }
+    const uint32_t cut = (uint32_t)(begin - packet->data), len = (uint32_t)(payload - begin) + out->len;
+    packet->data = begin;
+    packet->len = len;
+    packet->headroom += cut;
+    packet->tailroom += whole - cut - len;
+    packet->next_header = out->next_header;
+    packet->sequence = sequence;
+}
+
+/* ---- a burst --------------------------------------------------------------------------------- */
+
+static inline void make_op(const struct opening *o, struct vipsec_gcm_op *op) {
+    esp_fill_op(op, o->sa, o->packet->data + o->found.header.offset, o->plain_len, o->sequence);
+}
+
+static inline bool guess(const struct sa *sa, uint32_t low, uint64_t *sequence) {
+    const struct replay_ring *ring = atomic_load_explicit(&sa->live->ring, memory_order_acquire);
+    return replay_check(ring, sa_get(&sa->live->sequence), (sa->flags & SA_ESN) != 0, low, sequence);
+}
+
+/* Final refusals that need neither sequence number nor lock; otherwise the operation, if the packet may pass. */
+static inline int prepare(struct opening *o, struct vipsec_gcm_op *op) {
+    const struct vipsec_esp_found *header = &o->found.header;
+    const struct sa *sa = o->sa;
+    if (header->in_udp && (sa->flags & SA_UDP) == 0) {
+        return VIPSEC_REASON_NOT_IPSEC;
+    }
+    if (o->found.version == 4 && checksum_words(o->packet->data, o->found.header_len / 4u) != 0xffff) {
+        return VIPSEC_REASON_MALFORMED; /* wrong checksum in the outer header */
+    }
+    if (sa_used_up(sa)) {
+        return VIPSEC_REASON_HARD_LIFETIME;
+    }
+    const uint32_t size = header->end - header->offset, around = ESP_PREFIX + sa->icv_len;
+    o->plain_len = size > around && (size - around) % 4 == 0 ? size - around : 0;
+    o->tried = guess(sa, header->sequence, &o->sequence) && o->plain_len != 0;
+    if (o->tried) {
+        make_op(o, op);
+    }
+    return VIPSEC_REASON_NONE;
+}
+
+/* The verdict in the order of the packets; `op` is what the cipher did, or room for an operation. */
+static int settle(const struct vipsec_gcm *engine, struct opening *o, struct vipsec_gcm_op *op) {
+    const struct sa *sa = o->sa;
+    struct sa_live *live = sa->live;
+    for (;;) {
+        const bool authentic = o->tried && op->result == VIPSEC_GCM_OK;
+        struct outcome out = {0};
+        uint64_t sequence = 0;
+        int reason;
+        bool again = false;
+        if (authentic) {
+            out = judge(o, op->out);
+        }
+        sa_lock(live);
+        if (sa_used_up(sa)) {
+            reason = VIPSEC_REASON_HARD_LIFETIME;
+        } else if (!guess(sa, o->found.header.sequence, &sequence)) {
+            reason = VIPSEC_REASON_REPLAY;
+        } else if (o->plain_len == 0) {
+            reason = VIPSEC_REASON_MALFORMED;
+        } else if (!o->tried || sequence != o->sequence) {
+            reason = VIPSEC_REASON_NONE;
+            again = true;
+        } else if (!authentic) {
+            reason = VIPSEC_REASON_BAD_ICV;
+        } else {
+            struct replay_ring *ring = atomic_load_explicit(&live->ring, memory_order_relaxed);
+            sa_set(&live->sequence, replay_accept(ring, sa_get(&live->sequence), sequence));
+            reason = out.reason;
+            /* Dummies and congested packets passed every check and are discarded all the same. */
+            if (reason == VIPSEC_REASON_NONE || reason == VIPSEC_REASON_DUMMY || reason == VIPSEC_REASON_CONGESTION) {
+                sa_count(live, o->plain_len);
+                o->packet->soft_expired = sa_soft_expired(sa);
+            }
+        }
+        sa_unlock(live);
+        if (!again) {
+            if (reason == VIPSEC_REASON_NONE) {
+                deliver(o, &out, sequence);
+            }
+            return reason;
+        }
+        if (authentic) {
+            vipsec_gcm_seal(engine, op, 1); /* the same bytes under the same number: as it arrived */
+        }
+        o->sequence = sequence;
+        o->tried = true;
+        make_op(o, op);
+        vipsec_gcm_open(engine, op, 1);
+    }
+}
+
+/* Locates each packet's header and SA; the entries that have both, in order. */
+static size_t find_sas(struct vipsec_sa_table *table, struct vipsec_packet *packets, size_t count,
+                       struct opening *openings) {
+    size_t located = 0, found = 0;
+    struct sa *_Atomic *places[ESP_BURST];
+    for (size_t i = 0; i < count; i++) {
+        struct opening *o = &openings[located];
+        struct vipsec_packet *packet = &packets[i];
+        packet->known = 0;
+        packet->reason = (uint8_t)esp_locate(packet->data, packet->len, &o->found);
+        if (packet->reason == VIPSEC_REASON_NONE) {
+            packet->reason = VIPSEC_REASON_UNKNOWN_SA;
+            if (o->found.header.protocol == IP_ESP) {
+                o->packet = packet;
+                __builtin_prefetch((const void *)sa_index_place(table, o->found.header.spi));
+                located++;
+            }
+        }
+    }
+    for (size_t i = 0; i < located; i++) {
+        places[i] = sa_place(table->inbound, sa_number_of(table, openings[i].found.header.spi));
+        __builtin_prefetch(places[i]);
+    }
+    for (size_t i = 0; i < located; i++) {
+        openings[i].sa = sa_at(places[i]);
+        __builtin_prefetch(openings[i].sa);
+        __builtin_prefetch(openings[i].sa + 1);
+    }
+    for (size_t i = 0; i < located; i++) {
+        const struct opening *o = &openings[i];
+        /* A number may have been given to another SA since the index was read. */
+        if (o->sa != NULL && load_be32(o->sa->spi) == o->found.header.spi) {
+            esp_prefetch_sa(o->sa, o->packet->len);
+            o->packet->known = 1;
+            o->packet->sa_id = o->sa->id;
+            if (found != i) {
+                openings[found] = *o;
+            }
+            found++;
+        }
+    }
+    return found;
+}
+
+static void burst(struct vipsec_sa_table *table, struct vipsec_packet *packets, size_t count) {
+    struct opening openings[ESP_BURST];
+    struct vipsec_gcm_op ops[ESP_BURST + 1];
+    size_t ready = 0, ops_used = 0, settled = 0;
+    const size_t found = find_sas(table, packets, count, openings);
+    for (size_t i = 0; i < found; i++) {
+        struct opening *o = &openings[i];
+        const int reason = prepare(o, &ops[ops_used]);
+        o->packet->reason = (uint8_t)reason;
+        if (reason == VIPSEC_REASON_NONE) {
+            ops_used += o->tried;
+            if (ready != i) {
+                openings[ready] = *o;
+            }
+            ready++;
+        } else {
+            sa_refuse(o->sa, reason);
+        }
+    }
+    vipsec_gcm_open(table->engine, ops, ops_used);
+    for (size_t i = 0; i < ready; i++) {
+        struct opening *o = &openings[i];
+        struct vipsec_gcm_op *op = o->tried ? &ops[settled++] : &ops[ESP_BURST];
+        o->packet->reason = (uint8_t)settle(table->engine, o, op);
+        if (o->packet->reason != VIPSEC_REASON_NONE) {
+            sa_refuse(o->sa, o->packet->reason);
+        }
+    }
+}
+
+void esp_inbound(struct vipsec_sa_table *table, struct vipsec_packet *packets, size_t count) {
+    for (size_t done = 0; done < count; done += ESP_BURST) {
+        burst(table, packets + done, count - done < ESP_BURST ? count - done : ESP_BURST);
+    }
+}
+
+void vipsec_esp_inbound(struct vipsec_sa_table *table, int reader, struct vipsec_packet *packets, size_t count) {
+    sa_reader_enter(table, reader);
+    esp_inbound(table, packets, count);
+    sa_reader_exit(table, reader);
+}

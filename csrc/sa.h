@@ -1,0 +1,132 @@
+/*
+ * One security association in memory: what a packet needs of it, nearest first.
+ *
+ *   struct sa        what the configuration says, made ready for headers. Constant once readers can see it: MODIFY
+ *                    fills the other one of the two that a slot has and turns the table's pointer to it.
+ *   struct sa_live   sequence number, counters, replay window: one for the life of the SA, under a lock of its own.
+ *                    One locked instruction per packet makes all of it exact; an atomic addition each would be three.
+ *   the key          round keys and hash powers.
+ *
+ * A slot is an odd number of cache lines, so that the slots of many SAs spread over all sets of a cache.
+ */
+#ifndef VIPSEC_SA_H
+#define VIPSEC_SA_H
+
+#include <sched.h>
+#include <stdatomic.h>
+#include <stddef.h>
+
+#include "gcm.h"
+#include "replay.h"
+
+enum { SA_LINE = 64, SA_OUTER_MAX = 40, SA_SMALL_WINDOW = 128 };
+
+enum sa_flag {
+    SA_TUNNEL = 1,
+    SA_ESN = 2,
+    SA_UDP = 4,
+    SA_COPY_DSCP = 8,
+    SA_DEC_TTL = 16,
+    SA_COPY_DF = 32,
+    SA_ECN = 64,
+    SA_LIMITED = 128, /* any limit is not 0 */
+};
+
+struct sa_live {
+    _Atomic uint32_t lock;
+    uint32_t reserved;
+    _Atomic uint64_t sequence; /* outbound: used last; inbound: highest authenticated */
+    _Atomic uint64_t packets;
+    _Atomic uint64_t bytes;
+    struct replay_ring *_Atomic ring; /* &small, or allocated */
+    struct replay_ring small;
+    uint64_t small_words[SA_SMALL_WINDOW / 64];
+};
+
+struct sa {
+    uint8_t outer[SA_OUTER_MAX]; /* template of the tunnel header: 20 or 40 bytes */
+    uint8_t udp[8];              /* template of the UDP header */
+    uint8_t spi[4];              /* network order */
+    uint8_t salt[4];
+    uint16_t outer_sum; /* of the IPv4 template */
+    uint8_t outer_len;  /* 20, 40; 0: transport mode or inbound */
+    uint8_t flags;
+    uint8_t tos;        /* configured DSCP, ECN 0 */
+    uint8_t df;
+    uint8_t icv_len;
+    uint8_t which;      /* place in the slot */
+
+    uint64_t packets_soft, bytes_soft, packets_hard, bytes_hard;
+    uint64_t iv_base;
+    struct sa_live *live;
+    const struct vipsec_gcm_key *key;
+    uint32_t id;
+    uint32_t reserved;
+};
+
+struct sa_slot {
+    _Alignas(SA_LINE) struct sa versions[2];
+    struct sa_live live;
+    struct vipsec_gcm_key key;
+    _Atomic uint64_t refused[VIPSEC_REASON_COUNT];
+    uint64_t first_sequence;
+    struct sa_slot *next_free;
+    uint32_t options;
+    uint8_t direction;
+};
+
+static_assert(sizeof(struct sa_live) == SA_LINE, "everything that changes per packet in one line");
+static_assert(offsetof(struct sa_live, small_words) == offsetof(struct sa_live, small) + sizeof(struct replay_ring), "");
+static_assert(sizeof(struct sa) == 2 * SA_LINE && offsetof(struct sa, packets_soft) == SA_LINE, "two lines");
+static_assert(offsetof(struct sa_slot, key) % GCM_KEY_ALIGN == 0, "the key is aligned when the slot is");
+static_assert(sizeof(struct sa_slot) % (2 * SA_LINE) == SA_LINE, "odd number of lines");
+
+static inline struct sa_slot *sa_slot_of(const struct sa *sa) {
+    return (struct sa_slot *)(uintptr_t)(sa - sa->which);
+}
+
+static inline void sa_lock(struct sa_live *live) {
+    unsigned spins = 0;
+    while (atomic_exchange_explicit(&live->lock, 1, memory_order_acquire) != 0) {
+        while (atomic_load_explicit(&live->lock, memory_order_relaxed) != 0) {
+            if (++spins % 128 == 0) {
+                sched_yield(); /* whoever holds it may have lost its processor */
+            }
+        }
+    }
+}
+
+static inline void sa_unlock(struct sa_live *live) { atomic_store_explicit(&live->lock, 0, memory_order_release); }
+
+/* Counters are written under the lock only; without it a value read is a guess. */
+static inline uint64_t sa_get(const _Atomic uint64_t *counter) {
+    return atomic_load_explicit(counter, memory_order_relaxed);
+}
+static inline void sa_set(_Atomic uint64_t *counter, uint64_t value) {
+    atomic_store_explicit(counter, value, memory_order_relaxed);
+}
+
+/* A limit of N lets N packets through, or the packet with which N bytes are reached (RFC 4301 4.4.2.1). */
+static inline bool sa_reached(uint64_t counter, uint64_t limit) { return limit != 0 && counter >= limit; }
+
+static inline bool sa_used_up(const struct sa *sa) {
+    return (sa->flags & SA_LIMITED) != 0 && (sa_reached(sa_get(&sa->live->packets), sa->packets_hard) ||
+                                             sa_reached(sa_get(&sa->live->bytes), sa->bytes_hard));
+}
+
+static inline bool sa_soft_expired(const struct sa *sa) {
+    return (sa->flags & SA_LIMITED) != 0 && (sa_reached(sa_get(&sa->live->packets), sa->packets_soft) ||
+                                             sa_reached(sa_get(&sa->live->bytes), sa->bytes_soft));
+}
+
+/* One packet more, under the lock. */
+static inline void sa_count(struct sa_live *live, uint64_t octets) {
+    sa_set(&live->packets, sa_get(&live->packets) + 1);
+    sa_set(&live->bytes, sa_get(&live->bytes) + octets);
+}
+
+static inline void sa_refuse(const struct sa *sa, int reason) {
+    atomic_fetch_add_explicit(&sa_slot_of(sa)->refused[reason], 1, memory_order_relaxed);
+}
+
+#endif

@@ -1,0 +1,477 @@
+/* Adding, changing and removing SAs while packets flow; readers; numbers. */
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "checksum.h"
+#include "ip.h"
+#include "sa_table.h"
+
+static_assert(sizeof(struct vipsec_sa_config) == 144 && offsetof(struct vipsec_sa_config, packets_soft) == 96, "public");
+static_assert(sizeof(struct vipsec_sa_state) == 32 + 8 * VIPSEC_REASON_COUNT, "public");
+
+enum {
+    SMALL_CHUNK = 64 << 10, /* bytes: the first one, for a port with few SAs */
+    LARGE_CHUNK = 2 << 20,  /* the others: a page of the larger size that most machines have */
+    LEAST_INDEX_BITS = 6,
+    OPTIONS = VIPSEC_OPTION_ESN | VIPSEC_OPTION_UDP_ENCAP | VIPSEC_OPTION_COPY_DSCP | VIPSEC_OPTION_DEC_TTL |
+              VIPSEC_OPTION_COPY_DF | VIPSEC_OPTION_ECN | VIPSEC_OPTION_SA_LIFETIME,
+    TUNNEL_OPTIONS = VIPSEC_OPTION_COPY_DSCP | VIPSEC_OPTION_DEC_TTL | VIPSEC_OPTION_COPY_DF | VIPSEC_OPTION_ECN,
+    DEFAULT_TTL = 64,
+};
+
+struct chunk {
+    struct chunk *next;
+};
+
+struct sa_writer {
+    pthread_mutex_t lock;
+    struct sa_slot *free;
+    struct chunk *chunks;
+};
+
+/* ---- memory of slots ---------------------------------------------------------------------- */
+
+static bool more_slots(struct sa_writer *writer) {
+    const size_t size = writer->chunks == NULL ? SMALL_CHUNK : LARGE_CHUNK;
+    struct chunk *chunk = aligned_alloc(size, size);
+    if (chunk == NULL) {
+        return false;
+    }
+    if (size == LARGE_CHUNK) {
+        madvise(chunk, size, MADV_HUGEPAGE); /* only a wish: fewer entries of the TLB */
+    }
+    memset(chunk, 0, size);
+    chunk->next = writer->chunks;
+    writer->chunks = chunk;
+    struct sa_slot *slots = (struct sa_slot *)(void *)((uint8_t *)chunk + SA_LINE);
+    for (size_t i = (size - SA_LINE) / sizeof *slots; i-- > 0;) {
+        slots[i].next_free = writer->free;
+        writer->free = &slots[i];
+    }
+    return true;
+}
+
+static struct sa_slot *take_slot(struct sa_writer *writer) {
+    if (writer->free == NULL && !more_slots(writer)) {
+        return NULL;
+    }
+    struct sa_slot *slot = writer->free;
+    writer->free = slot->next_free;
+    return slot;
+}
+
+static void give_slot(struct sa_writer *writer, struct sa_slot *slot) {
+    struct replay_ring *ring = atomic_load(&slot->live.ring);
+    if (ring != &slot->live.small) {
+        free(ring);
+    }
+    if (slot->key.rounds != 0) {
+        gcm_key_wipe(&slot->key);
+    }
+    vipsec_wipe(slot, sizeof *slot);
+    slot->next_free = writer->free;
+    writer->free = slot;
+}
+
+/* ---- grace periods ------------------------------------------------------------------------ */
+
+/* Returns when every read section that had begun before the call has ended. */
+static void wait_for_readers(struct vipsec_sa_table *table) {
+    const uint64_t now = atomic_fetch_add(&table->epoch, 1) + 1;
+    atomic_thread_fence(memory_order_seq_cst);
+    for (size_t i = 0; i < VIPSEC_MAX_READERS; i++) {
+        for (;;) {
+            const uint64_t epoch = atomic_load_explicit(&table->readers[i].epoch, memory_order_acquire);
+            if (epoch == 0 || epoch >= now) {
+                break;
+            }
+            sched_yield();
+        }
+    }
+}
+
+int vipsec_reader_register(struct vipsec_sa_table *table) {
+    for (int i = 0; i < VIPSEC_MAX_READERS; i++) {
+        if (atomic_exchange(&table->readers[i].taken, 1) == 0) {
+            return i;
+        }
+    }
+    return -1;
+}
+
+void vipsec_reader_unregister(struct vipsec_sa_table *table, int reader) {
+    atomic_store(&table->readers[reader].taken, 0);
+}
+
+/* ---- index of inbound SAs ----------------------------------------------------------------- */
+
+static struct sa_index *index_new(uint32_t bits) {
+    struct sa_index *index = calloc(1, sizeof *index + (sizeof index->entry[0] << bits));
+    if (index != NULL) {
+        index->shift = 64 - bits;
+    }
+    return index;
+}
+
+static void index_insert(const struct vipsec_sa_table *table, struct sa_index *index, uint64_t entry) {
+    const uint64_t last = (1ULL << (64 - index->shift)) - 1;
+    uint64_t at = sa_hash(table, (uint32_t)(entry >> 32)) >> index->shift;
+    while (atomic_load(&index->entry[at]) != 0) {
+        at = (at + 1) & last;
+    }
+    index->used++;
+    index->alive++;
+    atomic_store_explicit(&index->entry[at], entry, memory_order_release);
+}
+
+/* Room for one entry more, at most half of the places used; the index may become another one. */
+static bool index_grow(struct vipsec_sa_table *table) {
+    struct sa_index *old = atomic_load(&table->index);
+    const uint64_t places = 1ULL << (64 - old->shift);
+    if ((old->used + 1ULL) * 2 <= places) {
+        return true;
+    }
+    uint32_t bits = LEAST_INDEX_BITS;
+    while (1ULL << bits < (old->alive + 1ULL) * 4) {
+        bits++;
+    }
+    struct sa_index *grown = index_new(bits);
+    if (grown == NULL) {
+        return false;
+    }
+    for (uint64_t at = 0; at < places; at++) {
+        const uint64_t entry = atomic_load(&old->entry[at]);
+        if (entry != 0 && (uint32_t)entry != SA_GONE) {
+            index_insert(table, grown, entry);
+        }
+    }
+    atomic_store_explicit(&table->index, grown, memory_order_release);
+    wait_for_readers(table);
+    free(old);
+    return true;
+}
+
+static void index_remove(struct vipsec_sa_table *table, uint32_t spi) {
+    struct sa_index *index = atomic_load(&table->index);
+    const uint64_t last = (1ULL << (64 - index->shift)) - 1;
+    uint64_t at = sa_hash(table, spi) >> index->shift;
+    for (;; at = (at + 1) & last) {
+        const uint64_t entry = atomic_load(&index->entry[at]);
+        if (entry >> 32 == spi && (uint32_t)entry != SA_GONE) {
+            break;
+        }
+    }
+    index->alive--;
+    atomic_store(&index->entry[at], (uint64_t)spi << 32 | SA_GONE);
+}
+
+/* ---- configuration ------------------------------------------------------------------------- */
+
+static bool acceptable(const struct vipsec_sa_config *config) {
+    const bool inbound = config->direction == VIPSEC_INBOUND, esn = (config->options & VIPSEC_OPTION_ESN) != 0;
+    const bool outer = !inbound && config->is_tunnel;
+    const uint32_t icv_lens = 1u << 8 | 1u << 12 | 1u << 16;
+    return (inbound || config->direction == VIPSEC_OUTBOUND) && config->is_tunnel <= 1 && config->spi != 0 &&
+           (config->key_len == 16 || config->key_len == 24 || config->key_len == 32) && config->icv_len < 32 &&
+           (icv_lens >> config->icv_len & 1) != 0 && (config->options & ~(uint32_t)OPTIONS) == 0 &&
+           (config->is_tunnel || (config->options & TUNNEL_OPTIONS) == 0) &&
+           (!outer || config->tunnel_family == 4 || config->tunnel_family == 6) &&
+           (!outer || (config->dscp < 64 && config->df <= 1 && config->flow_label < 1 << 20)) &&
+           config->replay_window <= VIPSEC_MAX_REPLAY_WINDOW && (!inbound || !esn || config->replay_window > 0) &&
+           config->first_sequence > 0 && (esn || config->first_sequence <= UINT32_MAX);
+}
+
+static uint8_t flags_of(const struct vipsec_sa_config *config) {
+    static const struct {
+        uint8_t option, flag;
+    } same[] = {
+        {VIPSEC_OPTION_ESN, SA_ESN},         {VIPSEC_OPTION_UDP_ENCAP, SA_UDP}, {VIPSEC_OPTION_COPY_DSCP, SA_COPY_DSCP},
+        {VIPSEC_OPTION_DEC_TTL, SA_DEC_TTL}, {VIPSEC_OPTION_COPY_DF, SA_COPY_DF}, {VIPSEC_OPTION_ECN, SA_ECN},
+    };
+    unsigned flags = config->is_tunnel ? SA_TUNNEL : 0;
+    for (size_t i = 0; i < sizeof same / sizeof same[0]; i++) {
+        flags |= (config->options & same[i].option) != 0 ? same[i].flag : 0u;
+    }
+    if ((config->packets_soft | config->bytes_soft | config->packets_hard | config->bytes_hard) != 0) {
+        flags |= SA_LIMITED;
+    }
+    return (uint8_t)flags;
+}
+
+/* The tunnel header as far as it is the same for all packets. */
+static void make_outer(struct sa *sa, const struct vipsec_sa_config *config) {
+    const uint8_t protocol = (config->options & VIPSEC_OPTION_UDP_ENCAP) != 0 ? IP_UDP : IP_ESP;
+    const uint8_t ttl = config->ttl ? config->ttl : DEFAULT_TTL;
+    if (config->tunnel_family == 4) {
+        sa->outer_len = IP_V4_LEN;
+        sa->outer[0] = 0x45;
+        sa->outer[8] = ttl;
+        sa->outer[9] = protocol;
+        memcpy(sa->outer + 12, config->source, 4);
+        memcpy(sa->outer + 16, config->destination, 4);
+        sa->outer_sum = checksum_words(sa->outer, IP_V4_LEN / 4);
+    } else {
+        sa->outer_len = IP_V6_LEN;
+        store_be32(sa->outer, 6u << 28 | config->flow_label);
+        sa->outer[6] = protocol;
+        sa->outer[7] = ttl;
+        memcpy(sa->outer + 8, config->source, 16);
+        memcpy(sa->outer + 24, config->destination, 16);
+    }
+}
+
+static void make_version(struct sa_slot *slot, unsigned which, uint32_t id, const struct vipsec_sa_config *config) {
+    struct sa *sa = &slot->versions[which];
+    memset(sa, 0, sizeof *sa);
+    sa->which = (uint8_t)which;
+    sa->id = id;
+    sa->flags = flags_of(config);
+    if (config->is_tunnel && config->direction == VIPSEC_OUTBOUND) {
+        make_outer(sa, config);
+    }
+    store_be16(sa->udp, config->udp_sport);
+    store_be16(sa->udp + 2, config->udp_dport);
+    store_be32(sa->spi, config->spi);
+    sa->tos = (uint8_t)(config->dscp << 2);
+    sa->df = config->df;
+    sa->icv_len = config->icv_len;
+    sa->packets_soft = config->packets_soft;
+    sa->bytes_soft = config->bytes_soft;
+    sa->packets_hard = config->packets_hard;
+    sa->bytes_hard = config->bytes_hard;
+    sa->live = &slot->live;
+    sa->key = &slot->key;
+}
+
+/* ---- writers -------------------------------------------------------------------------------- */
+
+/* The place of a number, made if need be; NULL: no memory. */
+static struct sa *_Atomic *make_place(struct sa_page *_Atomic *pages, uint32_t id) {
+    struct sa_page *_Atomic *page = &pages[id >> SA_PAGE_BITS];
+    if (atomic_load(page) == NULL) {
+        atomic_store_explicit(page, calloc(1, sizeof(struct sa_page)), memory_order_release);
+    }
+    return sa_place(pages, id);
+}
+
+static struct sa_page *_Atomic *pages_of(struct vipsec_sa_table *table, int direction) {
+    return direction == VIPSEC_INBOUND ? table->inbound : table->outbound;
+}
+
+/* The live SA with this number; NULL: none. Under the writers' lock. */
+static struct sa *living(struct vipsec_sa_table *table, int direction, uint32_t id) {
+    if (direction != VIPSEC_OUTBOUND && direction != VIPSEC_INBOUND) {
+        return NULL;
+    }
+    struct sa *_Atomic *place = sa_place(pages_of(table, direction), id);
+    return place == NULL ? NULL : atomic_load(place);
+}
+
+/* A ring for windows that do not fit into the SA. NULL: no memory. */
+static struct replay_ring *ring_new(uint32_t size) {
+    return calloc(1, sizeof(struct replay_ring) + replay_places(size) / 8);
+}
+
+static int add(struct vipsec_sa_table *table, uint32_t id, const struct vipsec_sa_config *config) {
+    const bool inbound = config->direction == VIPSEC_INBOUND;
+    if (living(table, config->direction, id) != NULL ||
+        (inbound && sa_number_of(table, config->spi) != VIPSEC_SA_MAX)) {
+        return VIPSEC_SA_EXISTS;
+    }
+    struct sa *_Atomic *place = make_place(pages_of(table, config->direction), id);
+    struct sa_slot *slot = place == NULL || (inbound && !index_grow(table)) ? NULL : take_slot(table->writer);
+    if (slot == NULL) {
+        return VIPSEC_SA_NO_MEMORY;
+    }
+    struct replay_ring *ring = &slot->live.small;
+    if (config->replay_window > SA_SMALL_WINDOW) {
+        ring = ring_new(config->replay_window);
+    }
+    if (ring == NULL || !gcm_key_make(table->engine, &slot->key, config->key, config->key_len)) {
+        atomic_store(&slot->live.ring, ring);
+        give_slot(table->writer, slot);
+        return VIPSEC_SA_NO_MEMORY;
+    }
+    slot->first_sequence = config->first_sequence;
+    slot->options = config->options;
+    slot->direction = config->direction;
+    atomic_store(&slot->live.sequence, config->first_sequence - 1);
+    replay_copy(ring, inbound ? config->replay_window : 0, NULL, config->first_sequence - 1);
+    atomic_store(&slot->live.ring, ring);
+    make_version(slot, 0, id, config);
+    slot->versions[0].iv_base = config->iv_base;
+    memcpy(slot->versions[0].salt, config->salt, sizeof config->salt);
+    atomic_store_explicit(place, &slot->versions[0], memory_order_release);
+    if (inbound) {
+        index_insert(table, atomic_load(&table->index), (uint64_t)config->spi << 32 | (id + 1));
+    }
+    return VIPSEC_SA_OK;
+}
+
+/* A window of another size. *old: to be freed when no reader has it; NULL: nothing. */
+static bool resize(struct sa_live *live, uint32_t size, struct replay_ring **old) {
+    struct replay_ring *from = atomic_load(&live->ring);
+    struct {
+        struct replay_ring ring;
+        uint64_t words[VIPSEC_MAX_REPLAY_WINDOW / 64];
+    } copy;
+    struct replay_ring *to = &live->small;
+    if (size > SA_SMALL_WINDOW && (to = ring_new(size)) == NULL) {
+        return false;
+    }
+    sa_lock(live);
+    const uint64_t top = sa_get(&live->sequence);
+    replay_copy(&copy.ring, size, from, top); /* from and to may be the same */
+    replay_copy(to, size, &copy.ring, top);
+    atomic_store_explicit(&live->ring, to, memory_order_release);
+    sa_unlock(live);
+    *old = from == &live->small ? NULL : from;
+    return true;
+}
+
+static int modify(struct vipsec_sa_table *table, int direction, uint32_t id, const struct vipsec_sa_config *config) {
+    struct sa *now = living(table, direction, id);
+    if (now == NULL) {
+        return VIPSEC_SA_MISSING;
+    }
+    struct sa_slot *slot = sa_slot_of(now);
+    if (config->direction != direction || config->spi != load_be32(now->spi) || config->icv_len != now->icv_len ||
+        config->is_tunnel != (now->flags & SA_TUNNEL) ||
+        ((config->options ^ slot->options) & VIPSEC_OPTION_ESN) != 0) {
+        return VIPSEC_SA_REFUSED;
+    }
+    struct replay_ring *old = NULL;
+    if (direction == VIPSEC_INBOUND && config->replay_window != atomic_load(&slot->live.ring)->size &&
+        !resize(&slot->live, config->replay_window, &old)) {
+        return VIPSEC_SA_NO_MEMORY;
+    }
+    const unsigned which = !now->which;
+    make_version(slot, which, id, config);
+    slot->versions[which].iv_base = now->iv_base;
+    memcpy(slot->versions[which].salt, now->salt, sizeof now->salt);
+    slot->options = config->options;
+    atomic_store_explicit(sa_place(pages_of(table, direction), id), &slot->versions[which], memory_order_release);
+    wait_for_readers(table); /* the version before is free for the next MODIFY */
+    free(old);
+    return VIPSEC_SA_OK;
+}
+
+static int remove_sa(struct vipsec_sa_table *table, int direction, uint32_t id) {
+    struct sa *sa = living(table, direction, id);
+    if (sa == NULL) {
+        return VIPSEC_SA_MISSING;
+    }
+    if (direction == VIPSEC_INBOUND) {
+        index_remove(table, load_be32(sa->spi));
+    }
+    atomic_store(sa_place(pages_of(table, direction), id), NULL);
+    wait_for_readers(table);
+    give_slot(table->writer, sa_slot_of(sa));
+    return VIPSEC_SA_OK;
+}
+
+static int read_state(struct vipsec_sa_table *table, int direction, uint32_t id, struct vipsec_sa_state *state) {
+    struct sa *sa = living(table, direction, id);
+    if (sa == NULL) {
+        return VIPSEC_SA_MISSING;
+    }
+    memset(state, 0, sizeof *state);
+    sa_lock(sa->live);
+    state->sequence = sa_get(&sa->live->sequence);
+    state->packets = sa_get(&sa->live->packets);
+    state->bytes = sa_get(&sa->live->bytes);
+    state->soft_expired = sa_soft_expired(sa);
+    sa_unlock(sa->live);
+    for (size_t i = 0; i < VIPSEC_REASON_COUNT; i++) {
+        state->refused[i] = sa_get(&sa_slot_of(sa)->refused[i]);
+    }
+    return VIPSEC_SA_OK;
+}
+
+int vipsec_sa_add(struct vipsec_sa_table *table, uint32_t id, const struct vipsec_sa_config *config) {
+    if (id >= VIPSEC_SA_MAX || !acceptable(config)) {
+        return VIPSEC_SA_REFUSED;
+    }
+    pthread_mutex_lock(&table->writer->lock);
+    const int result = add(table, id, config);
+    pthread_mutex_unlock(&table->writer->lock);
+    return result;
+}
+
+int vipsec_sa_modify(struct vipsec_sa_table *table, int direction, uint32_t id, const struct vipsec_sa_config *config) {
+    if (!acceptable(config)) {
+        return VIPSEC_SA_REFUSED;
+    }
+    pthread_mutex_lock(&table->writer->lock);
+    const int result = modify(table, direction, id, config);
+    pthread_mutex_unlock(&table->writer->lock);
+    return result;
+}
+
+int vipsec_sa_remove(struct vipsec_sa_table *table, int direction, uint32_t id) {
+    pthread_mutex_lock(&table->writer->lock);
+    const int result = remove_sa(table, direction, id);
+    pthread_mutex_unlock(&table->writer->lock);
+    return result;
+}
+
+int vipsec_sa_read(struct vipsec_sa_table *table, int direction, uint32_t id, struct vipsec_sa_state *state) {
+    pthread_mutex_lock(&table->writer->lock);
+    const int result = read_state(table, direction, id, state);
+    pthread_mutex_unlock(&table->writer->lock);
+    return result;
+}
+
+/* ---- the table ------------------------------------------------------------------------------ */
+
+struct vipsec_sa_table *vipsec_sa_table_new(const struct vipsec_gcm *engine, uint64_t hash_seed) {
+    struct vipsec_sa_table *table = aligned_alloc(SA_LINE, sizeof *table);
+    struct sa_writer *writer = calloc(1, sizeof *writer);
+    struct sa_index *index = index_new(LEAST_INDEX_BITS);
+    if (table == NULL || writer == NULL || index == NULL || pthread_mutex_init(&writer->lock, NULL) != 0) {
+        free(table);
+        free(writer);
+        free(index);
+        return NULL;
+    }
+    memset(table, 0, sizeof *table);
+    table->engine = engine;
+    table->seed[0] = hash_seed;
+    /* Any odd number does as a factor; this one makes another number of the same seed. */
+    table->seed[1] = (hash_seed ^ hash_seed >> 29) * 0x9e3779b97f4a7c15 | 1;
+    table->writer = writer;
+    atomic_store(&table->index, index);
+    atomic_store(&table->epoch, 1);
+    return table;
+}
+
+static void free_pages(struct sa_writer *writer, struct sa_page *_Atomic *pages) {
+    for (size_t i = 0; i < SA_PAGES; i++) {
+        struct sa_page *page = atomic_load(&pages[i]);
+        for (size_t j = 0; page != NULL && j < SA_PAGE_SIZE; j++) {
+            struct sa *sa = atomic_load(&page->entry[j]);
+            if (sa != NULL) {
+                give_slot(writer, sa_slot_of(sa));
+            }
+        }
+        free(page);
+    }
+}
+
+void vipsec_sa_table_free(struct vipsec_sa_table *table) {
+    if (table == NULL) {
+        return;
+    }
+    free_pages(table->writer, table->outbound);
+    free_pages(table->writer, table->inbound);
+    for (struct chunk *chunk = table->writer->chunks, *next; chunk != NULL; chunk = next) {
+        next = chunk->next;
+        free(chunk);
+    }
+    pthread_mutex_destroy(&table->writer->lock);
+    free(table->writer);
+    free(atomic_load(&table->index));
+    free(table);
+}

@@ -1,0 +1,34 @@
+"""ESP of csrc/ against ESP of ipsec/, with every engine of this CPU. Longer: soak_esp.py."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from esp_traffic import Rivalry
+
+from virtio_ipsec.errors import Reason
+from virtio_ipsec.fastpath import gcm
+
+each_engine = pytest.mark.parametrize("name", gcm.engine_names())
+
+SHAPES = (Reason.FRAGMENT, Reason.MALFORMED, Reason.NOT_IP)
+OUTBOUND = (*SHAPES, Reason.UNKNOWN_SA, Reason.TTL_EXPIRED, Reason.TOO_BIG, Reason.HARD_LIFETIME,
+            Reason.SEQUENCE_OVERFLOW, None)  # fmt: skip
+INBOUND = (*SHAPES, Reason.UNKNOWN_SA, Reason.NOT_IPSEC, Reason.REPLAY, Reason.BAD_ICV, Reason.BAD_PADDING,
+           Reason.BAD_NEXT_HEADER, Reason.BAD_INNER, Reason.DUMMY, Reason.CONGESTION, Reason.HARD_LIFETIME,
+           None)  # fmt: skip
+
+
+@each_engine
+def test_every_byte_verdict_and_counter_is_the_same(name: str) -> None:
+    engine, seen, packets = gcm.Engine(name), Counter[tuple[str, Reason | None]](), 0
+    for seed in range(12):
+        rivalry = Rivalry(f"{name} {seed}", engine)
+        for _ in range(20):
+            rivalry.step()
+        seen += rivalry.verdicts
+        packets += rivalry.packets
+    assert packets > 15_000
+    wanted = {("outbound", each) for each in OUTBOUND} | {("inbound", each) for each in INBOUND}
+    assert seen.keys() == wanted  # what is not drawn is not tested

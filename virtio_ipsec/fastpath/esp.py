@@ -1,0 +1,299 @@
+"""ESP with AES-GCM in C: SAs that do what those of :mod:`virtio_ipsec.ipsec` do, with the same verdicts.
+
+A :class:`FastSaTable` belongs to one port. The C pipeline takes SAs from it by number or SPI; the objects here are
+the same SAs seen from Python: packets that come this way draw from the same sequence numbers, windows and lifetimes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from virtio_ipsec.crypto.algorithms import Kind, Protocol
+from virtio_ipsec.errors import AlreadyExists, ConfigError, IntegrityError, NoSpace, PacketError, Reason
+from virtio_ipsec.fastpath import native
+from virtio_ipsec.fastpath.gcm import Engine
+from virtio_ipsec.ipsec import ip
+from virtio_ipsec.ipsec.outer import addresses
+from virtio_ipsec.ipsec.params import BadSaParameters, SaParams
+from virtio_ipsec.ipsec.process import Inbound
+from virtio_ipsec.wire.numbers import AeadAlgo, Direction
+from virtio_ipsec.wire.tunnel import TunnelIPv4, TunnelIPv6
+
+MAX_SAS = 1 << 20
+"""SAs of one direction; their numbers are below this."""
+
+ICV_LENS = (8, 12, 16)
+_REASONS: tuple[Reason | None, ...] = (None, *Reason)
+
+
+def accepts(params: SaParams) -> bool:
+    """Whether the fast path can do this SA: ESP with AES-GCM. All its modes and options."""
+    suite = params.suite
+    is_gcm = (suite.protocol, suite.kind, suite.cipher_algo) == (Protocol.ESP, Kind.AEAD, AeadAlgo.GCM)
+    return is_gcm and suite.icv_len in ICV_LENS
+
+
+@dataclass(frozen=True, slots=True)
+class Processed:
+    """A packet of a batch. ``packet`` is the result, or what was given if there is a ``reason``.
+
+    ``sa_id``: the SA that counted it; None: none was found. The other members are 0 for a refused packet, and
+    ``next_header`` for an outbound one.
+    """
+
+    packet: bytes = field(repr=False)
+    reason: Reason | None
+    sa_id: int | None
+    sequence: int
+    next_header: int
+    soft_expired: bool
+
+
+class FastSaTable:
+    """The SAs of a port. ``rng`` makes the seed that keeps chosen SPIs from colliding."""
+
+    def __init__(self, engine: Engine | None = None, rng: Callable[[int], bytes] = os.urandom) -> None:
+        ffi, lib = native.extension()
+        self.engine = engine or Engine()
+        handle = lib.vipsec_sa_table_new(self.engine.handle, int.from_bytes(rng(8)))
+        if handle == ffi.NULL:
+            raise MemoryError
+        self._handle = ffi.gc(handle, lib.vipsec_sa_table_free)
+        self._readers: deque[int] = deque()
+
+    @property
+    def handle(self) -> Any:
+        """``struct vipsec_sa_table *``, valid as long as this object."""
+        return self._handle
+
+    @contextmanager
+    def reader(self) -> Iterator[int]:
+        """The number of a reader that nobody else uses meanwhile. ConfigError when too many threads are at it."""
+        _, lib = native.extension()
+        try:
+            reader = self._readers.pop()
+        except IndexError:
+            reader = lib.vipsec_reader_register(self._handle)
+        if reader < 0:
+            raise ConfigError(f"more than {lib.VIPSEC_MAX_READERS} threads process packets of one port")
+        try:
+            yield reader
+        finally:
+            self._readers.append(reader)
+
+    def protect(self, packets: Sequence[tuple[int, bytes, int | None]]) -> list[Processed]:
+        """Protect a batch of (SA number, IP packet, MTU or None), in this order."""
+        _, lib = native.extension()
+        return self._run(lib.vipsec_esp_outbound, packets)
+
+    def unprotect(self, packets: Sequence[bytes]) -> list[Processed]:
+        """Check and open a batch of IP packets, in this order. The SA of each one is found by its SPI."""
+        _, lib = native.extension()
+        return self._run(lib.vipsec_esp_inbound, [(0, packet, None) for packet in packets])
+
+    def _run(
+        self, function: Callable[..., None], packets: Sequence[tuple[int, bytes, int | None]]
+    ) -> list[Processed]:
+        ffi, lib = native.extension()
+        room = lib.VIPSEC_HEADROOM + lib.VIPSEC_TAILROOM
+        memory = ffi.new("uint8_t[]", sum(len(data) + room for _, data, _ in packets) + 1)
+        batch: Any = ffi.new("struct vipsec_packet[]", len(packets))
+        at = memory
+        for each, (sa_id, data, mtu) in zip(batch, packets, strict=True):
+            each.data = at + lib.VIPSEC_HEADROOM
+            ffi.memmove(each.data, data, len(data))
+            each.len, each.sa_id, each.mtu = len(data), sa_id, mtu or 0
+            each.headroom, each.tailroom = lib.VIPSEC_HEADROOM, lib.VIPSEC_TAILROOM
+            at += len(data) + room
+        with self.reader() as reader:
+            function(self._handle, reader, batch, len(packets))
+        return [_processed(each, data) for each, (_, data, _) in zip(batch, packets, strict=True)]
+
+
+def _processed(packet: Any, given: bytes) -> Processed:
+    ffi, _ = native.extension()
+    sa_id = packet.sa_id if packet.known else None
+    reason = _REASONS[packet.reason]
+    if reason is not None:
+        return Processed(given, reason, sa_id, 0, 0, False)
+    data = bytes(ffi.buffer(packet.data, packet.len))
+    return Processed(data, None, sa_id, packet.sequence, packet.next_header, bool(packet.soft_expired))
+
+
+class _FastSa:
+    """What both directions share; the interface of :class:`virtio_ipsec.ipsec.sa.OutboundSa` and ``InboundSa``."""
+
+    def __init__(self, table: FastSaTable, ident: int, params: SaParams, iv_base: int) -> None:
+        """Adds the SA to the table. BadSaParameters unless :func:`accepts`; AlreadyExists, NoSpace."""
+        if not accepts(params):
+            raise BadSaParameters("cipher_algo", "the fast path does ESP with AES-GCM only")
+        _, lib = native.extension()
+        self.table, self.ident = table, ident
+        self.params = params
+        self._final: Any = None
+        self._elsewhere: Counter[Reason] = Counter()
+        config = _config(params, iv_base)
+        try:
+            result = lib.vipsec_sa_add(table.handle, ident, config)
+        finally:
+            _wipe(config)
+        if result == lib.VIPSEC_SA_EXISTS:
+            raise AlreadyExists(f"SA {ident} exists, or one with SPI 0x{params.spi:08x}")
+        if result == lib.VIPSEC_SA_NO_MEMORY:
+            raise NoSpace("no memory for another SA")
+        if result != lib.VIPSEC_SA_OK:
+            raise BadSaParameters("resource_id", f"the fast path refuses SA {ident}")
+
+    @property
+    def packets(self) -> int:
+        """Packets that passed every check."""
+        return int(self._state().packets)
+
+    @property
+    def bytes(self) -> int:
+        """Octets of those packets that went through the algorithm."""
+        return int(self._state().bytes)
+
+    @property
+    def soft_expired(self) -> bool:
+        """Whether a soft limit is reached; stays so unless MODIFY raises the limit."""
+        return bool(self._state().soft_expired)
+
+    @property
+    def stats(self) -> Counter[Reason]:
+        """Refused packets by reason, at this moment."""
+        state = self._state()  # owns the array
+        refused = list(state.refused)
+        counts = Counter({reason: refused[n] for n, reason in enumerate(_REASONS) if reason and refused[n]})
+        return counts + self._elsewhere
+
+    def update(self, params: SaParams) -> None:
+        """MODIFY: take over ``params``; BadSaParameters, and no change, if they touch what is fixed (E40)."""
+        _, lib = native.extension()
+        fixed = self.params.changes_forbidden(params)
+        if fixed:
+            raise BadSaParameters(fixed, "cannot be changed while the SA lives")
+        config = _config(params, 0)
+        try:
+            result = lib.vipsec_sa_modify(self.table.handle, params.direction, self.ident, config)
+        finally:
+            _wipe(config)
+        if result == lib.VIPSEC_SA_NO_MEMORY:
+            raise NoSpace("no memory for a wider window")
+        if result != lib.VIPSEC_SA_OK:
+            raise BadSaParameters("resource_id", f"the fast path refuses this change of SA {self.ident}")
+        self.params = params
+
+    def wipe(self) -> None:
+        """Take the SA out of the table and wipe its keys; no packet is processed with it when this returns."""
+        _, lib = native.extension()
+        if self._final is None:
+            self._final = self._state()
+            lib.vipsec_sa_remove(self.table.handle, self.params.direction, self.ident)
+            self.params = self.params.without_keys()
+
+    def _state(self) -> Any:
+        ffi, lib = native.extension()
+        if self._final is not None:
+            return self._final
+        state: Any = ffi.new("struct vipsec_sa_state *")
+        lib.vipsec_sa_read(self.table.handle, self.params.direction, self.ident, state)
+        return state
+
+    def _refuse_elsewhere(self, reason: Reason) -> PacketError:
+        """Counts a packet that the table did not find this SA for."""
+        self._elsewhere[reason] += 1
+        return _error(reason)
+
+
+class FastOutboundSa(_FastSa):
+    """``rng``: once, for the base of the IVs."""
+
+    def __init__(
+        self, table: FastSaTable, ident: int, params: SaParams, rng: Callable[[int], bytes] = os.urandom
+    ) -> None:
+        super().__init__(table, ident, params, int.from_bytes(rng(8)))
+
+    @property
+    def sequence(self) -> int:
+        """The number used last."""
+        return int(self._state().sequence)
+
+    def protect(self, packet: bytes, mtu: int | None = None) -> bytes:
+        """Protect one IP packet: :func:`virtio_ipsec.ipsec.process.outbound`."""
+        if self._final is not None:
+            raise self._refuse_elsewhere(Reason.UNKNOWN_SA)
+        (result,) = self.table.protect([(self.ident, packet, mtu)])
+        if result.reason is not None:
+            raise _error(result.reason)
+        return result.packet
+
+
+class FastInboundSa(_FastSa):
+    """An inbound SA: found by its SPI."""
+
+    def __init__(self, table: FastSaTable, ident: int, params: SaParams) -> None:
+        super().__init__(table, ident, params, 0)
+
+    @property
+    def top(self) -> int:
+        """The highest sequence number that was authenticated."""
+        return int(self._state().sequence)
+
+    def unprotect(self, packet: bytes) -> Inbound:
+        """Check and open one packet: :func:`virtio_ipsec.ipsec.process.inbound`."""
+        ffi, lib = native.extension()
+        found: Any = ffi.new("struct vipsec_esp_found *")
+        reason = _REASONS[lib.vipsec_esp_find(packet, len(packet), found)]
+        if reason is None and (found.protocol, found.spi) != (ip.ESP, self.params.spi):
+            reason = Reason.UNKNOWN_SA
+        if reason is not None:
+            raise self._refuse_elsewhere(reason)
+        if self._final is not None:
+            raise self._refuse_elsewhere(Reason.UNKNOWN_SA)
+        (result,) = self.table.unprotect([packet])
+        if result.reason is not None:
+            raise _error(result.reason)
+        return Inbound(result.packet, result.soft_expired, result.sequence, result.next_header)
+
+
+def _error(reason: Reason) -> PacketError:
+    return IntegrityError() if reason is Reason.BAD_ICV else PacketError(reason)
+
+
+def _wipe(config: Any) -> None:
+    ffi, lib = native.extension()
+    lib.vipsec_wipe(config, ffi.sizeof("struct vipsec_sa_config"))
+
+
+def _config(params: SaParams, iv_base: int) -> Any:
+    """``struct vipsec_sa_config``; the caller wipes it."""
+    ffi, _ = native.extension()
+    life = params.lifetime
+    config: Any = ffi.new("struct vipsec_sa_config *")
+    config.direction, config.is_tunnel = params.direction, params.is_tunnel
+    config.key, config.key_len = params.cipher_key, len(params.cipher_key)
+    config.salt, config.icv_len = params.salt, params.suite.icv_len
+    config.spi, config.options, config.replay_window = params.spi, params.options, params.replay_window
+    config.udp_sport, config.udp_dport = params.udp_sport, params.udp_dport
+    config.packets_soft, config.packets_hard = life.packets_soft_limit, life.packets_hard_limit
+    config.bytes_soft, config.bytes_hard = life.bytes_soft_limit, life.bytes_hard_limit
+    config.first_sequence, config.iv_base = params.first_sequence, iv_base
+    if params.tunnel is not None and params.direction is Direction.OUTBOUND:
+        _outer(config, params.tunnel)
+    return config
+
+
+def _outer(config: Any, tunnel: TunnelIPv4 | TunnelIPv6) -> None:
+    src, dst = addresses(tunnel)
+    config.source, config.destination = src.packed, dst.packed
+    config.tunnel_family, config.dscp = src.version, tunnel.dscp
+    if isinstance(tunnel, TunnelIPv4):
+        config.df, config.ttl = tunnel.df, tunnel.ttl
+    else:
+        config.flow_label, config.ttl = tunnel.flabel, tunnel.hlimit
