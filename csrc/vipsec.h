@@ -134,6 +134,9 @@ enum vipsec_reason {
     VIPSEC_REASON_COUNT
 };
 
+/* "unknown_sa", ...; "none" for 0, NULL for a number outside the enum. */
+const char *vipsec_reason_name(int reason);
+
 /* ---- frames and stateless offloads ---------------------------------------------------------- */
 
 /* Beside enum vipsec_reason: this is for the Python device to do. */
@@ -449,8 +452,6 @@ int64_t vipsec_steering_choose(const struct vipsec_steering *steering, const uin
 
 /* The hash of RSS over at most 9 words of 4 octets; `portable`: without special instructions. */
 uint32_t vipsec_toeplitz(const uint8_t *key, size_t key_len, const uint8_t *data, size_t words, int portable);
-/* "unknown_sa", ...; "none" for 0, NULL for a number outside the enum. */
-const char *vipsec_reason_name(int reason);
 
 /* ---- security associations: ESP with AES-GCM (RFC 4303, RFC 4106) --------------------------- */
 

@@ -316,7 +316,7 @@ class Rivalry:
         self.draw = random.Random(str(seed))
         self.ffi, self.lib = native.extension()
         self.engine = engine
-        self.table = FastSaTable(engine, self.draw.randbytes)
+        self.table = FastSaTable(self.draw.randbytes, engine)
         self.senders: list[Pair] = []
         self.receivers: list[Pair] = []
         self.sent: list[bytes] = []

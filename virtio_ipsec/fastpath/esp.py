@@ -6,7 +6,6 @@ the same SAs seen from Python: packets that come this way draw from the same seq
 
 from __future__ import annotations
 
-import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -57,7 +56,7 @@ class Processed:
 class FastSaTable:
     """The SAs of a port. ``rng`` makes the seed that keeps chosen SPIs from colliding."""
 
-    def __init__(self, engine: Engine | None = None, rng: Callable[[int], bytes] = os.urandom) -> None:
+    def __init__(self, rng: Callable[[int], bytes], engine: Engine | None = None) -> None:
         ffi, lib = native.extension()
         self.engine = engine or Engine()
         handle = lib.vipsec_sa_table_new(self.engine.handle, int.from_bytes(rng(8)))
@@ -214,9 +213,7 @@ class _FastSa:
 class FastOutboundSa(_FastSa):
     """``rng``: once, for the base of the IVs."""
 
-    def __init__(
-        self, table: FastSaTable, ident: int, params: SaParams, rng: Callable[[int], bytes] = os.urandom
-    ) -> None:
+    def __init__(self, table: FastSaTable, ident: int, params: SaParams, rng: Callable[[int], bytes]) -> None:
         super().__init__(table, ident, params, int.from_bytes(rng(8)))
 
     @property
