@@ -5,6 +5,9 @@
 # sets $python; EXTRAS is "" or "[dev]". Missing OS packages are installed when root, else the command to run
 # is printed.
 
+# Every worker of the tests and every program they start would compile all modules again.
+unset PYTHONDONTWRITEBYTECODE
+
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
 say() { printf '%s\n' "$*" >&2; }
