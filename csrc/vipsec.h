@@ -588,6 +588,88 @@ struct vipsec_esp_found {
 
 /* Finds it: plain, behind IPv6 extension headers, or in UDP (ESP only). VIPSEC_REASON_NONE, or why there is none. */
 int vipsec_esp_find(const uint8_t *packet, size_t len, struct vipsec_esp_found *found);
+/* ---- operator policy -------------------------------------------------------------------------- */
+
+/* What becomes of a packet: Outcome of policy/selectors.py. The first three are also actions of rules. */
+enum vipsec_policy_outcome {
+    VIPSEC_POLICY_BYPASS,
+    VIPSEC_POLICY_PROTECT,
+    VIPSEC_POLICY_DROP_RULE,
+    VIPSEC_POLICY_DROP_DEFAULT,
+    VIPSEC_POLICY_DROP_HIDDEN,
+    VIPSEC_POLICY_DROP_CLEARTEXT,
+    VIPSEC_POLICY_DROP_SELECTOR,
+    VIPSEC_POLICY_DROP_PEER,
+    VIPSEC_POLICY_DROP_MALFORMED,
+    VIPSEC_POLICY_NOT_IP,
+    VIPSEC_POLICY_OUTCOME_COUNT
+};
+
+/* Which packets: local is the source of what leaves and the destination of what arrives. */
+struct vipsec_policy_selector {
+    uint8_t local[16], remote[16]; /* IPv4: the first 4 octets */
+    uint16_t local_low, local_high; /* ports of ours, 0..65535 for any; ICMP: type * 256 + code, either way */
+    uint16_t remote_low, remote_high;
+    int16_t protocol; /* -1: any. TCP, UDP, DCCP, SCTP, UDP-Lite when ports are named, ICMP when types are */
+    uint8_t family;   /* 4, 6; 0 for both, without addresses */
+    uint8_t local_bits, remote_bits; /* of the addresses that are compared */
+    uint8_t reserved[3];
+};
+
+struct vipsec_policy_rule {
+    struct vipsec_policy_selector selector;
+    uint32_t priority; /* higher first; equal ones as they stand */
+    uint32_t sa_id;    /* outbound SA of PROTECT */
+    uint8_t action;    /* VIPSEC_POLICY_BYPASS, _PROTECT, _DROP_RULE */
+    uint8_t reserved[7];
+};
+
+/* What inbound SA sa_id may bring; an SA has as many of these as it needs. */
+struct vipsec_policy_inbound {
+    struct vipsec_policy_selector selector;
+    uint32_t sa_id;
+};
+
+/* The source that the tunnel header of an inbound SA must have; an SA without an entry may have any. */
+struct vipsec_policy_peer {
+    uint32_t sa_id;
+    uint8_t family; /* 4 or 6 */
+    uint8_t reserved[3];
+    uint8_t address[16];
+};
+
+struct vipsec_policy_config {
+    uint64_t hash_seed; /* random */
+    const struct vipsec_policy_rule *rules;
+    const struct vipsec_policy_inbound *inbound;
+    const struct vipsec_policy_peer *peers;
+    uint32_t rule_count, inbound_count, peer_count;
+    uint8_t default_action; /* BYPASS or DROP_RULE */
+    uint8_t reserved[3];
+};
+
+/* Constant once made; the arrays are copied. NULL: no memory, or a field outside what is said above. */
+struct vipsec_policy;
+struct vipsec_policy *vipsec_policy_new(const struct vipsec_policy_config *config);
+void vipsec_policy_free(struct vipsec_policy *policy);
+
+#define VIPSEC_POLICY_OUTBOUND 0
+#define VIPSEC_POLICY_INBOUND_CLEAR 1
+#define VIPSEC_POLICY_INBOUND_OPENED 2
+#define VIPSEC_POLICY_NO_RULE 0xffffffff
+
+struct vipsec_policy_verdict {
+    uint32_t sa_id; /* of PROTECT, else 0 */
+    uint32_t rule;  /* place of the rule that decided, or VIPSEC_POLICY_NO_RULE */
+    uint8_t outcome;
+    uint8_t reserved[3];
+};
+
+/* What becomes of one IP packet; returns verdict->outcome. sa_id, outer_version (4, 6 or 0 without a tunnel header)
+ * and outer_source matter for packets that inbound SA sa_id has opened. */
+int vipsec_policy_decide(const struct vipsec_policy *policy, int direction, uint32_t sa_id, const uint8_t *packet,
+                         uint32_t len, int outer_version, const uint8_t *outer_source,
+                         struct vipsec_policy_verdict *verdict);
 
 /* ---- secrets ------------------------------------------------------------------------------ */
 

@@ -41,7 +41,8 @@ class FlowMemory:
 class SteeringBlock:
     """One unchanging configuration. ConfigError when it cannot be: no queue pair, a table of a wrong length.
 
-    ``rx`` and ``steering`` are RxFilter and Steering of ``device.state``. ``features``: the negotiated ones. ``seed``: 64 random bits. ``flows`` is kept alive as long as this object.
+    ``rx`` and ``steering`` are RxFilter and Steering of ``device.state``. ``features``: the negotiated ones.
+    ``seed``: 64 random bits. ``flows`` is kept alive as long as this object.
     """
 
     __slots__ = ("_flows", "_handle")
