@@ -34,6 +34,8 @@ struct vipsec_memory *vipsec_memory_new(const struct vipsec_region *regions, siz
     atomic_init(&made->failed, false);
     made->count = count;
     made->adjacent = 0;
+    made->log = made->inflight = NULL;
+    made->log_size = made->inflight_size = 0;
     if (count > 0) {
         memcpy(made->region, regions, count * sizeof *regions);
         qsort(made->region, count, sizeof *regions, by_address);
@@ -110,11 +112,25 @@ bool memory_copy_out(const struct vipsec_memory *memory, uint64_t guest, void *t
     return true;
 }
 
+void vipsec_memory_set_log(struct vipsec_memory *memory, uint8_t *log, uint64_t size) {
+    memory->log = log;
+    memory->log_size = log == NULL ? 0 : size;
+}
+
+void vipsec_memory_set_inflight(struct vipsec_memory *memory, uint8_t *mapping, uint64_t size) {
+    memory->inflight = mapping;
+    memory->inflight_size = mapping == NULL ? 0 : size;
+}
+
+static bool within(const void *address, const uint8_t *from, uint64_t size) {
+    return (uintptr_t)address - (uintptr_t)from < size;
+}
+
 bool memory_owns(const struct vipsec_memory *memory, const void *address) {
     for (size_t i = 0; i < memory->count; i++) {
-        if ((uintptr_t)address - (uintptr_t)memory->region[i].host < memory->region[i].size) {
+        if (within(address, memory->region[i].host, memory->region[i].size)) {
             return true;
         }
     }
-    return false;
+    return within(address, memory->log, memory->log_size) || within(address, memory->inflight, memory->inflight_size);
 }

@@ -11,6 +11,10 @@
 struct vipsec_memory {
     atomic_bool failed;
     size_t count;
+    uint8_t *log; /* NULL: nothing is logged */
+    uint64_t log_size;
+    uint8_t *inflight;
+    uint64_t inflight_size;
     size_t adjacent; /* regions that begin where another one ends: a range may go on from one into the next */
     struct vipsec_region region[]; /* by guest address */
 };
@@ -35,7 +39,7 @@ bool memory_inside(const struct vipsec_memory *memory, uint64_t guest, uint64_t 
 /* Copies from guest memory, across adjacent regions; false (and nothing copied) when not inside. len > 0. */
 bool memory_copy_out(const struct vipsec_memory *memory, uint64_t guest, void *to, size_t len);
 
-/* Whether a host address belongs to the memory. */
+/* Whether a host address belongs to what the other side maps for us: the regions, the dirty log, inflight regions. */
 bool memory_owns(const struct vipsec_memory *memory, const void *address);
 
 #endif

@@ -10,6 +10,7 @@
 
 #include <string.h>
 
+#include "dirty.h"
 #include "memory.h"
 
 enum {
@@ -45,9 +46,11 @@ struct vipsec_queue {
     uint32_t size;
     uint32_t out;  /* chains popped and not pushed */
     uint32_t held; /* their descriptors */
-    uint32_t serial; /* pops less unpops: of the chain popped last */
-    bool is_packed, indirect, event_idx, in_order, listening;
+    bool is_packed, indirect, event_idx, in_order, listening, log_used;
     uint8_t fault;      /* enum vipsec_fault */
+    uint64_t serial;    /* pops less unpops: of the chain popped last */
+    uint64_t log_addr;  /* log_used: where the device area lies in the dirty log */
+    struct inflight *inflight; /* NULL: not tracked */
     uint32_t heads;     /* numbers that a chain can have: the size (split) or 65536 (packed) */
     uint16_t *holds;    /* by head: descriptors of the chain that is out, 0 none */
     uint16_t *order;    /* in_order: heads in the order of pop, a ring of 2^k >= size */
@@ -59,6 +62,9 @@ struct vipsec_queue {
     uint32_t segments_used;
     struct vipsec_queue_config config;
 };
+
+#define RING_HOT static inline __attribute__((always_inline))
+#define RING_COLD static __attribute__((noinline, cold))
 
 /* ---- words of guest memory ---------------------------------------------------------------- */
 
@@ -220,10 +226,18 @@ static inline void ring_table_entry(const struct vipsec_queue *q, const struct r
     }
 }
 
+/* Notes a store into the device area. */
+static inline void ring_log_device(const struct vipsec_queue *q, uint64_t offset, uint64_t len) {
+    if (__builtin_expect(q->log_used, 0)) {
+        dirty_mark(q->memory, q->log_addr + offset, len);
+    }
+}
+
 /* The counts of a queue while it pops a burst: locals, so that the compiler keeps them in registers. */
 struct ring_burst {
     struct vipsec_segment *end; /* behind the segments in use */
-    uint32_t out, held, serial, order_end;
+    uint64_t serial;
+    uint32_t out, held, order_end;
 };
 
 static inline struct ring_burst ring_burst_begin(const struct vipsec_queue *q) {
@@ -317,6 +331,8 @@ void ring_split_listen(struct vipsec_queue *q);
 int ring_split_listening(struct vipsec_queue *q);
 void ring_split_ignore(struct vipsec_queue *q);
 
+/* Reads the second word of the descriptor at a position; whether it is marked available in that round. */
+bool ring_packed_available(const struct vipsec_queue *q, uint32_t position, uint64_t *word);
 int ring_packed_set_up(struct vipsec_queue *q);
 int ring_packed_pop(struct vipsec_queue *q, struct vipsec_chain *chains, uint32_t max);
 void ring_packed_unpop(struct vipsec_queue *q, const struct vipsec_chain *chain);

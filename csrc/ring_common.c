@@ -3,11 +3,10 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-#include "guard.h"
-#include "ring.h"
+#include "inflight.h"
 
 static_assert(sizeof(struct vipsec_segment) == 24, "shared with cffi");
-static_assert(sizeof(struct vipsec_chain) == 40 && offsetof(struct vipsec_chain, head) == 36, "shared with cffi");
+static_assert(sizeof(struct vipsec_chain) == 48 && offsetof(struct vipsec_chain, head) == 40, "shared with cffi");
 static_assert(sizeof(struct vipsec_queue_config) == 48 && offsetof(struct vipsec_queue_config, call_fd) == 36,
               "shared with cffi");
 
@@ -138,11 +137,17 @@ int ring_push(struct vipsec_queue *q, const struct vipsec_chain *chains, const u
     q->held -= descriptors;
     q->out -= (uint32_t)count;
     q->order_first += (uint32_t)count;
+    if (q->inflight != NULL) {
+        inflight_before_use(q, chains, count);
+    }
     batch = batch && q->in_order;
     if (q->is_packed) {
         ring_packed_push(q, chains, written, count, batch);
     } else {
         ring_split_push(q, chains, written, count, batch);
+    }
+    if (q->inflight != NULL) {
+        inflight_after_use(q, chains, count);
     }
     return 0;
 }
@@ -179,7 +184,6 @@ size_t ring_copy_in(struct vipsec_queue *q, const struct vipsec_chain *chain, ui
                     size_t len) {
     const uint8_t *in = from;
     size_t left = len;
-    (void)q;
     for (uint32_t i = chain->readable; i < chain->readable + chain->writable && left > 0; i++) {
         const struct vipsec_segment *segment = &chain->segments[i];
         if (at >= segment->len) {
@@ -187,7 +191,8 @@ size_t ring_copy_in(struct vipsec_queue *q, const struct vipsec_chain *chain, ui
             continue;
         }
         const size_t here = segment->len - (size_t)at, step = here < left ? here : left;
-        memcpy(segment->host + at, in, step);
+        ring_copy(segment->host + at, in, step);
+        dirty_mark(q->memory, segment->guest + at, step);
         in += step;
         left -= step;
         at = 0;

@@ -1,6 +1,6 @@
 /* Packed virtqueues, device side (virtio v1.4 2.8). The second word of a descriptor (len, id, flags) is one load and
  * one store, so flags never show without the fields they vouch for. */
-#include "ring.h"
+#include "inflight.h"
 
 enum {
     AVAIL = 1 << 7,
@@ -80,13 +80,16 @@ int ring_packed_set_up(struct vipsec_queue *q) {
     return wrong;
 }
 
-/* Reads the second word of the descriptor at a position; whether it is marked available in that round. */
 static inline bool available(const struct vipsec_queue *q, uint32_t position, uint64_t *word) {
     *word = ring_load_acquire(&q->desc[(size_t)2 * slot(q, position) + 1]);
     return (*word >> 48 & MARKS) == (position < q->size ? AVAIL : USED);
 }
 
-static int walk_table(struct vipsec_queue *q, struct vipsec_chain *chain, struct ring_walk *walk, uint64_t guest,
+bool ring_packed_available(const struct vipsec_queue *q, uint32_t position, uint64_t *word) {
+    return available(q, position, word);
+}
+
+RING_COLD int walk_table(struct vipsec_queue *q, struct vipsec_chain *chain, struct ring_walk *walk, uint64_t guest,
                       uint32_t len) {
     struct ring_table table;
     /* One entry more than allowed is counted: enough to refuse what is too long. */
@@ -106,11 +109,15 @@ static int walk_table(struct vipsec_queue *q, struct vipsec_chain *chain, struct
     return walk->fault;
 }
 
-/* Collects the list whose first descriptor has these words; 0 or the driver's fault. Each step adds an element, of
+/* Collects the list whose first descriptor has these words, from the ring or from the copies of an old chain; 0 or the
+ * driver's fault. Each step adds an element, of
  * which there are at most as many as the queue has entries. */
 static int walk_list(struct vipsec_queue *q, struct vipsec_chain *chain, struct ring_walk *walk, uint32_t position,
-                     uint64_t address, uint64_t word) {
+                     uint64_t address, uint64_t word, const struct inflight_old *old) {
     for (uint32_t count = 1;; count++) {
+        if (q->inflight != NULL && old == NULL) {
+            inflight_packed_note(q, address, word);
+        }
         const uint32_t flags = (uint32_t)(word >> 48);
         chain->head = (uint16_t)(word >> 32);
         chain->descriptors = (uint16_t)count;
@@ -131,36 +138,75 @@ static int walk_list(struct vipsec_queue *q, struct vipsec_chain *chain, struct 
             return walk->fault;
         }
         position = advance(q, position, 1);
-        if (!available(q, position, &word)) {
+        if (old != NULL ? count == old->count : !available(q, position, &word)) {
             return VIPSEC_FAULT_PARTIAL_LIST;
         }
-        address = ring_load(&q->desc[(size_t)2 * slot(q, position)]);
+        if (old != NULL) {
+            address = q->inflight->copies[old->first + count][0];
+            word = q->inflight->copies[old->first + count][1];
+        } else {
+            address = ring_load(&q->desc[(size_t)2 * slot(q, position)]);
+        }
     }
 }
 
-static inline int walk(struct vipsec_queue *q, struct vipsec_chain *chain, struct ring_burst *burst, uint32_t position,
+RING_HOT int walk(struct vipsec_queue *q, struct vipsec_chain *chain, struct ring_burst *burst, uint32_t position,
                        uint64_t word) {
     const uint64_t address = ring_load(&q->desc[(size_t)2 * slot(q, position)]);
     const uint32_t flags = (uint32_t)(word >> 48);
-    if (__builtin_expect((flags & (RING_NEXT | RING_INDIRECT)) == 0, 1) &&
+    if (__builtin_expect((flags & (RING_NEXT | RING_INDIRECT)) == 0 && q->inflight == NULL, 1) &&
         ring_single(q, chain, burst, address, (uint32_t)word, (flags & RING_WRITE) != 0)) {
         chain->head = (uint16_t)(word >> 32);
         return 0;
     }
     struct ring_walk list;
     ring_begin(chain, &list, burst);
-    const int wrong = walk_list(q, chain, &list, position, address, word);
+    if (q->inflight != NULL) {
+        q->inflight->noted = 0;
+    }
+    const int wrong = walk_list(q, chain, &list, position, address, word, NULL);
     burst->end = list.end;
     return wrong;
 }
 
-/* The event structure that asks for a notification at the next buffer. */
+static void set_event(struct vipsec_queue *q, uint32_t event) {
+    ring_store(q->u.packed.device_event, event);
+    ring_log_device(q, 0, 4);
+}
+
+/* Asks for a notification at the next buffer. */
 static void ask(struct vipsec_queue *q) {
-    ring_store(q->u.packed.device_event,
-               q->event_idx ? encode(q, q->next_avail) | (uint32_t)EVENT_DESC << 16 : UINT32_C(0));
+    set_event(q, q->event_idx ? encode(q, q->next_avail) | (uint32_t)EVENT_DESC << 16 : UINT32_C(0));
+}
+
+/* A chain that an earlier owner took: its place in the ring is behind us. */
+RING_COLD int pop_old(struct vipsec_queue *q, struct vipsec_chain *chain) {
+    const struct inflight_old *old = inflight_next(q);
+    const uint64_t *first = q->inflight->copies[old->first];
+    struct ring_burst burst = ring_burst_begin(q);
+    struct ring_walk list;
+    if (!ring_room(q, &burst)) {
+        return 0;
+    }
+    ring_begin(chain, &list, &burst);
+    int wrong = walk_list(q, chain, &list, 0, first[0], first[1], old);
+    burst.end = list.end;
+    if (wrong == 0 && chain->descriptors != old->count) {
+        wrong = VIPSEC_FAULT_PARTIAL_LIST; /* the record is longer than its list */
+    }
+    wrong = wrong != 0 ? wrong : ring_hold(q, chain, &burst);
+    if (wrong != 0) {
+        return ring_break(q, wrong);
+    }
+    q->inflight->entry[chain->head] = old->head;
+    ring_burst_end(q, &burst);
+    return 1;
 }
 
 int ring_packed_pop(struct vipsec_queue *q, struct vipsec_chain *chains, uint32_t max) {
+    if (__builtin_expect(inflight_waiting(q) > 0, 0)) {
+        return pop_old(q, chains);
+    }
     uint32_t position = q->next_avail, done = 0;
     struct ring_burst burst = ring_burst_begin(q);
     for (; done < max && ring_room(q, &burst); done++) {
@@ -178,6 +224,9 @@ int ring_packed_pop(struct vipsec_queue *q, struct vipsec_chain *chains, uint32_
                 return ring_break(q, wrong);
             }
             break; /* the sound ones first: the next call meets it again */
+        }
+        if (__builtin_expect(q->inflight != NULL, 0)) {
+            inflight_packed_take(q->inflight, chain);
         }
         position = advance(q, position, chain->descriptors);
     }
@@ -203,8 +252,21 @@ int ring_packed_pending(struct vipsec_queue *q) {
 }
 
 void ring_packed_unpop(struct vipsec_queue *q, const struct vipsec_chain *chain) {
+    if (inflight_waiting(q) > 0) {
+        return; /* one of an earlier owner, which comes again first */
+    }
+    if (q->inflight != NULL) {
+        inflight_packed_return(q->inflight, chain);
+    }
     /* The event structure keeps asking for what follows the chain: that is what a caller waits for. */
     q->next_avail = advance(q, q->next_avail, 2 * q->size - chain->descriptors);
+}
+
+/* Notes a store into the ring, which is the descriptor area: its guest address is the only one it has. */
+static inline void log_entry(const struct vipsec_queue *q, uint32_t position) {
+    if (__builtin_expect(q->log_used, 0)) {
+        dirty_mark(q->memory, q->config.desc + (uint64_t)16 * slot(q, position), 16);
+    }
 }
 
 void ring_packed_push(struct vipsec_queue *q, const struct vipsec_chain *chains, const uint32_t *written, size_t count,
@@ -220,6 +282,7 @@ void ring_packed_push(struct vipsec_queue *q, const struct vipsec_chain *chains,
         } else {
             ring_store(&q->desc[(size_t)2 * slot(q, position) + 1], word);
         }
+        log_entry(q, position);
         for (; i <= last; i++) {
             position = advance(q, position, chains[i].descriptors);
             descriptors += chains[i].descriptors;
@@ -227,6 +290,7 @@ void ring_packed_push(struct vipsec_queue *q, const struct vipsec_chain *chains,
     }
     /* The driver polls the first one: it becomes visible last (virtio v1.4 2.8.9). */
     ring_store_release(&q->desc[(size_t)2 * slot(q, q->next_used) + 1], first);
+    log_entry(q, q->next_used);
     q->unsignalled = ring_add_unsignalled(q->unsignalled, descriptors);
     q->next_used = position;
 }
@@ -256,5 +320,5 @@ int ring_packed_listening(struct vipsec_queue *q) {
 
 void ring_packed_ignore(struct vipsec_queue *q) {
     q->listening = false;
-    ring_store(q->u.packed.device_event, (uint32_t)EVENT_DISABLE << 16);
+    set_event(q, (uint32_t)EVENT_DISABLE << 16);
 }

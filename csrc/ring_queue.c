@@ -2,7 +2,7 @@
 #include <stdlib.h>
 
 #include "guard.h"
-#include "ring.h"
+#include "inflight.h"
 
 /* Room for the bookkeeping of a queue of this size. */
 static bool allocate(struct vipsec_queue *q) {
@@ -66,11 +66,17 @@ struct vipsec_queue *vipsec_queue_new(struct vipsec_memory *memory, const struct
 
 void vipsec_queue_free(struct vipsec_queue *q) {
     if (q != NULL) {
+        inflight_free(q->inflight);
         free(q->holds);
         free(q->order);
         free(q->segments);
         free(q);
     }
+}
+
+void vipsec_queue_set_log(struct vipsec_queue *q, int enabled, uint64_t used_addr) {
+    q->log_used = enabled != 0;
+    q->log_addr = used_addr;
 }
 
 int vipsec_queue_fault(const struct vipsec_queue *q) { return q->fault; }
@@ -101,8 +107,13 @@ int vipsec_queue_unpop(struct vipsec_queue *q, const struct vipsec_chain *chain)
     GUARDED(q, ring_unpop_last(q, chain));
 }
 
+static int pending(struct vipsec_queue *q) {
+    const int fresh = q->is_packed ? ring_packed_pending(q) : ring_split_pending(q);
+    return fresh < 0 ? fresh : fresh + (int)inflight_waiting(q);
+}
+
 int vipsec_queue_pending(struct vipsec_queue *q) {
-    GUARDED(q, q->is_packed ? ring_packed_pending(q) : ring_split_pending(q));
+    GUARDED(q, pending(q));
 }
 
 int vipsec_queue_push(struct vipsec_queue *q, const struct vipsec_chain *chains, const uint32_t *written, size_t count,
@@ -127,7 +138,8 @@ static int start_listening(struct vipsec_queue *q) {
         ring_split_listen(q);
     }
     ring_fence();
-    return q->is_packed ? ring_packed_listening(q) : ring_split_listening(q);
+    const int fresh = q->is_packed ? ring_packed_listening(q) : ring_split_listening(q);
+    return fresh == 0 && inflight_waiting(q) > 0 ? 1 : fresh;
 }
 
 static int stop_listening(struct vipsec_queue *q) {

@@ -1,5 +1,5 @@
 /* Split virtqueues, device side (virtio v1.4 2.7): reads descriptor table and available ring, writes the used ring. */
-#include "ring.h"
+#include "inflight.h"
 
 enum {
     NO_NOTIFY = 1,
@@ -7,6 +7,17 @@ enum {
     TABLE_LIMIT = 1 << 16, /* `next` has 16 bits: entries of an indirect table beyond this cannot be reached */
     ALWAYS = 1 << 16,      /* so many entries contain every event index */
 };
+
+/* Where the driver's next index is to be told of. */
+static void move_event(struct vipsec_queue *q, uint32_t index) {
+    ring_store(q->u.split.avail_event, (uint16_t)index);
+    ring_log_device(q, 4 + (uint64_t)8 * q->size, 2);
+}
+
+static void set_flags(struct vipsec_queue *q, uint16_t flags) {
+    ring_store(&q->u.split.used[0], flags);
+    ring_log_device(q, 0, 2);
+}
 
 int ring_split_set_up(struct vipsec_queue *q) {
     const struct vipsec_queue_config *c = &q->config;
@@ -71,7 +82,7 @@ static int fresh(struct vipsec_queue *q) {
 int ring_split_pending(struct vipsec_queue *q) { return fresh(q); }
 
 /* The rest of a chain that enters an indirect table. */
-static int walk_table(struct vipsec_queue *q, struct vipsec_chain *chain, struct ring_walk *walk, uint64_t guest,
+RING_COLD int walk_table(struct vipsec_queue *q, struct vipsec_chain *chain, struct ring_walk *walk, uint64_t guest,
                       uint32_t len) {
     struct ring_table table;
     const int wrong = ring_table_at(q, &table, guest, len, TABLE_LIMIT);
@@ -131,7 +142,7 @@ static int walk_direct(struct vipsec_queue *q, struct vipsec_chain *chain, struc
     }
 }
 
-static inline int walk_chain(struct vipsec_queue *q, struct vipsec_chain *chain, struct ring_burst *burst) {
+RING_HOT int walk_chain(struct vipsec_queue *q, struct vipsec_chain *chain, struct ring_burst *burst) {
     if (__builtin_expect(chain->head >= q->size, 0)) {
         return VIPSEC_FAULT_INDEX;
     }
@@ -149,7 +160,26 @@ static inline int walk_chain(struct vipsec_queue *q, struct vipsec_chain *chain,
     return wrong;
 }
 
+/* The rest of ring_split_pop for a chain that an earlier owner took: its place in the available ring is behind us. */
+RING_COLD int pop_old(struct vipsec_queue *q, struct vipsec_chain *chain) {
+    struct ring_burst burst = ring_burst_begin(q);
+    if (!ring_room(q, &burst)) {
+        return 0;
+    }
+    chain->head = inflight_next(q)->head;
+    int wrong = walk_chain(q, chain, &burst);
+    wrong = wrong != 0 ? wrong : ring_hold(q, chain, &burst);
+    if (wrong != 0) {
+        return ring_break(q, wrong);
+    }
+    ring_burst_end(q, &burst);
+    return 1;
+}
+
 int ring_split_pop(struct vipsec_queue *q, struct vipsec_chain *chains, uint32_t max) {
+    if (__builtin_expect(inflight_waiting(q) > 0, 0)) {
+        return pop_old(q, chains);
+    }
     const uint32_t mask = q->size - 1;
     uint32_t available = (q->seen_avail - q->next_avail) & UINT16_MAX;
     if (available == 0) {
@@ -187,21 +217,29 @@ int ring_split_pop(struct vipsec_queue *q, struct vipsec_chain *chains, uint32_t
             }
             break; /* the sound ones first: the next call meets it again */
         }
+        if (__builtin_expect(q->inflight != NULL, 0)) {
+            inflight_split_take(q->inflight, chain->head);
+        }
     }
     ring_burst_end(q, &burst);
     q->next_avail = (q->next_avail + done) & UINT16_MAX;
     if (q->listening && q->event_idx && done > 0) {
-        ring_store(q->u.split.avail_event, (uint16_t)q->next_avail);
+        move_event(q, q->next_avail);
         ring_fence();
     }
     return (int)done;
 }
 
 void ring_split_unpop(struct vipsec_queue *q, const struct vipsec_chain *chain) {
-    (void)chain;
+    if (inflight_waiting(q) > 0) {
+        return; /* one of an earlier owner, which comes again first */
+    }
+    if (q->inflight != NULL) {
+        inflight_split_return(q->inflight, chain->head);
+    }
     q->next_avail = (q->next_avail - 1) & UINT16_MAX;
     if (q->listening && q->event_idx) {
-        ring_store(q->u.split.avail_event, (uint16_t)q->seen_avail);
+        move_event(q, q->seen_avail);
     }
 }
 
@@ -219,6 +257,13 @@ void ring_split_push(struct vipsec_queue *q, const struct vipsec_chain *chains, 
     q->unsignalled = ring_add_unsignalled(q->unsignalled, (uint32_t)count);
     q->next_used = position & UINT16_MAX;
     ring_store_release(&q->u.split.used[1], (uint16_t)position);
+    if (__builtin_expect(q->log_used, 0)) {
+        const uint32_t first = (position - (uint32_t)count) & mask, to_end = q->size - first;
+        const uint32_t ahead = count < to_end ? (uint32_t)count : to_end;
+        ring_log_device(q, 4 + (uint64_t)8 * first, (uint64_t)8 * ahead);
+        ring_log_device(q, 4, (uint64_t)8 * (count - ahead));
+        ring_log_device(q, 0, 4);
+    }
 }
 
 bool ring_split_wanted(const struct vipsec_queue *q, uint32_t steps) {
@@ -231,9 +276,9 @@ bool ring_split_wanted(const struct vipsec_queue *q, uint32_t steps) {
 
 void ring_split_listen(struct vipsec_queue *q) {
     q->listening = true;
-    ring_store(&q->u.split.used[0], (uint16_t)0);
+    set_flags(q, 0);
     if (q->event_idx) {
-        ring_store(q->u.split.avail_event, (uint16_t)q->seen_avail);
+        move_event(q, q->seen_avail);
     }
 }
 
@@ -245,6 +290,6 @@ int ring_split_listening(struct vipsec_queue *q) {
 void ring_split_ignore(struct vipsec_queue *q) {
     q->listening = false;
     if (!q->event_idx) { /* else flags stay 0, and the event index that is not moved on falls behind */
-        ring_store(&q->u.split.used[0], (uint16_t)NO_NOTIFY);
+        set_flags(q, NO_NOTIFY);
     }
 }

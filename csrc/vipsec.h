@@ -207,6 +207,15 @@ struct vipsec_memory;
  * works on it, and hands every other one to the previous handler. */
 struct vipsec_memory *vipsec_memory_new(const struct vipsec_region *regions, size_t count);
 
+/* The dirty log of live migration: one bit for each 4 KiB of guest addresses, shared with the front-end. Every store
+ * of the library into guest memory is noted there from now on, except stores into the rings, which each queue is told
+ * about by vipsec_queue_set_log. NULL ends that. No queue over the memory may be at work meanwhile. */
+void vipsec_memory_set_log(struct vipsec_memory *memory, uint8_t *log, uint64_t size);
+
+/* The mapping of the inflight regions of its queues (vhost-user INFLIGHT_SHMFD), or NULL. Before a queue takes its
+ * part of it. */
+void vipsec_memory_set_inflight(struct vipsec_memory *memory, uint8_t *mapping, uint64_t size);
+
 /* No queue may be left over it. NULL is allowed. */
 void vipsec_memory_free(struct vipsec_memory *memory);
 
@@ -281,11 +290,12 @@ struct vipsec_chain {
     const struct vipsec_segment *segments;
     uint64_t readable_len; /* bytes; together at most 2^32 */
     uint64_t writable_len;
+    uint64_t serial;      /* which pop it was: for unpop */
     uint32_t readable;    /* segments */
     uint32_t writable;
-    uint32_t serial;      /* which pop it was: for unpop */
     uint16_t head;        /* what a used entry names: first descriptor (split) or buffer id (packed) */
     uint16_t descriptors; /* held in the ring */
+    uint32_t reserved;
 };
 
 /* The device side of one virtqueue. One thread at a time; different queues from different threads. */
@@ -302,6 +312,20 @@ int vipsec_queue_fault(const struct vipsec_queue *queue);
 
 /* Ring position, as `state` of the config. Chains still out count as taken. */
 uint32_t vipsec_queue_state(const struct vipsec_queue *queue);
+
+/* Notes stores into the rings in the dirty log, or no longer. used_addr: where the device area counts as lying
+ * (vhost-user's log_guest_addr). */
+void vipsec_queue_set_log(struct vipsec_queue *queue, int enabled, uint64_t used_addr);
+
+/* Bytes of the inflight region of one queue of this size and these VIPSEC_QUEUE_* flags; a multiple of 64. */
+uint64_t vipsec_inflight_size(uint32_t size, uint32_t flags);
+
+/* Keeps a record of what is in flight in the region at `offset` of the memory's inflight mapping; before the first pop.
+ * A region of zeros begins a new record. Otherwise what an earlier owner of the queue had taken and not marked used is
+ * popped again, before anything new and in its order, and the ring positions follow from the record, whatever `state`
+ * said. Returns the number of such chains, or negated: what is wrong with the region (nothing has changed), or
+ * VIPSEC_FAULT_COUNT when there is no memory. */
+int vipsec_queue_inflight_new(struct vipsec_queue *queue, uint64_t offset);
 
 /* Takes the next buffer: 1, 0 when there is none, or the fault that broke the queue, negated. The segments are
  * valid until the next call of vipsec_queue_pop on this queue. */
