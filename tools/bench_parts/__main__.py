@@ -23,12 +23,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from tools.bench_parts import admin, comparators, kernels, plot, targets
+from tools.bench_parts import admin, charts, comparators, esp, kernels, plot, targets
 from tools.bench_parts.cells import Cell, Quiet, find, ratio
 from tools.bench_parts.native import OWN, Native, compiler_version
 from tools.bench_parts.targets import Target
 
-PARTS = ("kernels", "admin", "suite")
+PARTS = ("kernels", "esp", "admin", "suite")
 SIZES, QUICK_SIZES = (64, 128, 256, 512, 1024, 1420, 8900), (64, 1420, 8900)
 SA_COUNTS, QUICK_SA_COUNTS = (1, 64, 4096, 65536, 1 << 20), (64, 65536)
 WIDTHS = {"aesni": 16, "vaes256": 32, "vaes512": 64}  # bytes that one instruction works on
@@ -109,36 +109,6 @@ def judge_kernels(
     return results
 
 
-def charts(cells: Sequence[Cell]) -> list[plot.Chart]:
-    """What `cells` allow to draw."""
-    made = []
-    engines = list(dict.fromkeys(cell.engine for cell in cells))
-
-    def series(x: str, y: str, **wanted: object) -> dict[str, plot.Points]:
-        lines: dict[str, plot.Points] = {}
-        for engine in engines:
-            chosen = [
-                c for c in cells if c.engine == engine and all(getattr(c, k) == v for k, v in wanted.items())
-            ]
-            if len({getattr(c, x) for c in chosen}) > 1:
-                lines[engine] = sorted((getattr(c, x), getattr(c, y)) for c in chosen)
-        return lines
-
-    for work in dict.fromkeys(cell.work for cell in cells):
-        made += [
-            plot.Chart(
-                f"{work}, 64 SAs", "payload bytes", "Gbit/s", series("size", "gbits", work=work, sas=64)
-            ),
-            plot.Chart(
-                f"{work}, 64 B",
-                "SAs, used in turn",
-                "ns per packet",
-                series("sas", "best", work=work, size=64),
-            ),
-        ]
-    return [each for each in made if each.series]
-
-
 def run_kernels(
     given: argparse.Namespace, native: Native, quiet: Quiet, versions: dict[str, str]
 ) -> list[Cell]:
@@ -152,6 +122,18 @@ def run_kernels(
             show_group(group, best, given.key_bits)
             cells += group
             group = []
+    return cells
+
+
+def run_esp(
+    given: argparse.Namespace, native: Native, engine: str, quiet: Quiet, program: comparators.Program | None,
+    cores: tuple[int, int],
+) -> list[Cell]:  # fmt: skip
+    cells: list[Cell] = []
+    print(f"\nESP, tunnel mode, AES-128-GCM, engine {engine}, packets of this many bytes")
+    for group in esp.measure(native, engine, given.sizes, given.sas, given.rounds, quiet, program, cores):
+        esp.show(group)
+        cells += group
     return cells
 
 
@@ -188,11 +170,17 @@ def main() -> int:
         )
         for name in (*OWN, "openssl", "ipsec-mb", "cryptography"):
             print(f"  {name}: {versions.get(name, 'not measured: not available here')}")
+        best = [name for name in versions if name in OWN][-1]
         if "kernels" in given.parts:
             cells += run_kernels(given, native, quiet, versions)
-            best = [name for name in versions if name in OWN][-1]
             limit = native.lib.bench_limit(WIDTHS[best]) if best in WIDTHS else 0.0
             results += judge_kernels(cells, best, versions.get("ipsec-mb"), given.key_bits, limit)
+        if "esp" in given.parts:
+            program = comparators.crypto_perf() if len(cores) > 1 else None
+            others = [each for each in cores if each != core]
+            made = run_esp(given, native, best, quiet, program, (core, others[0] if others else core))
+            cells += made
+            results += esp.judge(made, program, [cell for cell in cells if cell.engine == best])
         if "admin" in given.parts:
             rates = admin.part(given.rounds, quiet)
             results.append(admin.judge(rates))
@@ -210,7 +198,9 @@ def main() -> int:
         given.json.write_text(json.dumps(document, indent=1) + "\n")
     if given.plot:
         foot = f"{cpu_name()}, one core, AES-{given.key_bits}-GCM, best of {given.rounds} rounds; {quiet}"
-        given.plot.write_text(plot.draw(charts(cells), "virtio-ipsec: AES-GCM and ESP on one core", foot))
+        given.plot.write_text(
+            plot.draw(charts.of(cells, best), "virtio-ipsec: AES-GCM and ESP on one core", foot)
+        )
     return 0 if all(any(r.what == row.what and r.met for r in results) for row in targets.TABLE) else 1
 
 

@@ -29,9 +29,10 @@ class Cell:
 
 
 class Runner(Protocol):
-    """Takes one sample at a time, checks what was made, and keeps it in its cell."""
+    """Takes one sample at a time, checks what was made, and keeps it in its cells."""
 
-    cell: Cell
+    @property
+    def cells(self) -> Sequence[Cell]: ...
 
     def sample(self) -> None: ...
 
@@ -89,4 +90,4 @@ def in_turn(runners: Sequence[Runner], rounds: int, quiet: Quiet) -> list[Cell]:
         quiet.look()
         for runner in runners if number % 2 == 0 else reversed(runners):
             runner.sample()
-    return [runner.cell for runner in runners]
+    return [cell for runner in runners for cell in runner.cells]

@@ -10,7 +10,7 @@ import cryptography
 from cryptography.hazmat.backends.openssl import backend
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from tools.bench_parts.cells import Cell, Quiet, in_turn
+from tools.bench_parts.cells import Cell, Quiet, Runner, in_turn
 from tools.bench_parts.native import OWN, Native, engine_numbers
 
 PACKETS = 64  # buffers, and packets per call
@@ -24,7 +24,8 @@ class Kernel:
     """A C engine on one kind of work."""
 
     def __init__(self, native: Native, keys: Any, key_len: int, cell: Cell) -> None:
-        self.ffi, self.lib, self.cell, self.key_len = native.ffi, native.lib, cell, key_len
+        self.ffi, self.lib, self.key_len = native.ffi, native.lib, key_len
+        self.cell, self.cells = cell, (cell,)
         self.opening = cell.work == "open"
         new = self.lib.bench_new(keys, self.opening, cell.size)
         self.bench = self.ffi.gc(new, self.lib.bench_free)
@@ -64,7 +65,7 @@ class Library:
     """`cryptography`, called from a Python loop."""
 
     def __init__(self, cell: Cell, key_len: int) -> None:
-        self.cell = cell
+        self.cell, self.cells = cell, (cell,)
         aeads = [AESGCM(i.to_bytes(key_len, "big")) for i in range(min(cell.sas, PACKETS))]
         plain = bytes(cell.size)
         self.work: list[tuple[Any, bytes, bytes, bytes]] = []
@@ -114,7 +115,7 @@ def measure(
         try:
             for work in ("seal", "open"):
                 for size in sizes:
-                    runners: list[Kernel | Library] = [
+                    runners: list[Runner] = [
                         Kernel(native, keys[name], key_len, Cell("kernels", name, work, size, sas))
                         for name in keys
                     ]

@@ -33,6 +33,17 @@ const char *bench_version(int engine);
 const uint8_t *bench_key(const struct bench *, uint32_t packet);
 struct vipsec_gcm_op *bench_op(struct bench *, uint32_t packet);
 uint8_t *bench_in(struct bench *, uint32_t packet);
+struct bench_sas;
+struct bench_sas *bench_sas_new(int engine, uint32_t count);
+void bench_sas_free(struct bench_sas *);
+struct bench_esp;
+struct bench_esp *bench_esp_new(const struct bench_sas *, uint32_t len);
+void bench_esp_free(struct bench_esp *);
+void bench_esp_sample(struct bench_esp *, uint32_t passes, double *out, double *in);
+uint64_t bench_esp_bad(const struct bench_esp *);
+const uint8_t *bench_esp_sealed(const struct bench_esp *, uint32_t packet);
+uint32_t bench_esp_sealed_len(const struct bench_esp *, uint32_t packet);
+const uint8_t *bench_esp_plain(const struct bench_esp *, uint32_t packet);
 """
 
 
