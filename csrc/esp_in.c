@@ -325,6 +325,8 @@ static int settle(const struct vipsec_gcm *engine, struct opening *o, struct vip
         if (!again) {
             if (reason == VIPSEC_REASON_NONE) {
                 deliver(o, &out, sequence);
+            } else if (authentic) {
+                vipsec_gcm_seal(engine, op, 1); /* no plaintext of a refused packet stays */
             }
             return reason;
         }

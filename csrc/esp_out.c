@@ -270,7 +270,18 @@ static void find_sas(struct vipsec_sa_table *table, const struct vipsec_packet *
     }
 }
 
-static void burst(struct vipsec_sa_table *table, struct vipsec_packet *packets, size_t count) {
+/* A further part of something whose last part was refused. */
+static inline bool not_to_be_tried(struct vipsec_packet *packet, const struct vipsec_packet *before) {
+    if (!packet->follows) {
+        packet->skipped = 0;
+    } else if (before != NULL) {
+        packet->skipped = before->reason != VIPSEC_REASON_NONE;
+        packet->reason = before->reason;
+    }
+    return packet->skipped != 0;
+}
+
+static void burst(struct vipsec_sa_table *table, struct vipsec_packet *packets, size_t count, bool first) {
     const struct sa *sas[ESP_BURST];
     struct sealing sealing[ESP_BURST];
     struct vipsec_gcm_op ops[ESP_BURST];
@@ -279,6 +290,9 @@ static void burst(struct vipsec_sa_table *table, struct vipsec_packet *packets, 
     for (size_t i = 0; i < count; i++) {
         struct vipsec_packet *packet = &packets[i];
         packet->known = sas[i] != NULL;
+        if (not_to_be_tried(packet, first && i == 0 ? NULL : packet - 1)) {
+            continue;
+        }
         if (sas[i] == NULL) {
             packet->reason = VIPSEC_REASON_UNKNOWN_SA;
             continue;
@@ -307,7 +321,7 @@ static void burst(struct vipsec_sa_table *table, struct vipsec_packet *packets, 
 
 void esp_outbound(struct vipsec_sa_table *table, struct vipsec_packet *packets, size_t count) {
     for (size_t done = 0; done < count; done += ESP_BURST) {
-        burst(table, packets + done, count - done < ESP_BURST ? count - done : ESP_BURST);
+        burst(table, packets + done, count - done < ESP_BURST ? count - done : ESP_BURST, done == 0);
     }
 }
 

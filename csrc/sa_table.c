@@ -77,8 +77,7 @@ static void give_slot(struct sa_writer *writer, struct sa_slot *slot) {
 
 /* ---- grace periods ------------------------------------------------------------------------ */
 
-/* Returns when every read section that had begun before the call has ended. */
-static void wait_for_readers(struct vipsec_sa_table *table) {
+void sa_table_synchronize(struct vipsec_sa_table *table) {
     const uint64_t now = atomic_fetch_add(&table->epoch, 1) + 1;
     atomic_thread_fence(memory_order_seq_cst);
     for (size_t i = 0; i < VIPSEC_MAX_READERS; i++) {
@@ -148,7 +147,7 @@ static bool index_grow(struct vipsec_sa_table *table) {
         }
     }
     atomic_store_explicit(&table->index, grown, memory_order_release);
-    wait_for_readers(table);
+    sa_table_synchronize(table);
     free(old);
     return true;
 }
@@ -353,7 +352,7 @@ static int modify(struct vipsec_sa_table *table, int direction, uint32_t id, con
     memcpy(slot->versions[which].salt, now->salt, sizeof now->salt);
     slot->options = config->options;
     atomic_store_explicit(sa_place(pages_of(table, direction), id), &slot->versions[which], memory_order_release);
-    wait_for_readers(table); /* the version before is free for the next MODIFY */
+    sa_table_synchronize(table); /* the version before is free for the next MODIFY */
     free(old);
     return VIPSEC_SA_OK;
 }
@@ -367,7 +366,7 @@ static int remove_sa(struct vipsec_sa_table *table, int direction, uint32_t id) 
         index_remove(table, load_be32(sa->spi));
     }
     atomic_store(sa_place(pages_of(table, direction), id), NULL);
-    wait_for_readers(table);
+    sa_table_synchronize(table);
     give_slot(table->writer, sa_slot_of(sa));
     return VIPSEC_SA_OK;
 }

@@ -56,6 +56,9 @@ static inline void sa_reader_enter(struct vipsec_sa_table *table, int reader) {
     atomic_thread_fence(memory_order_seq_cst);
 }
 
+/* Returns when every read section that had begun before the call has ended. */
+void sa_table_synchronize(struct vipsec_sa_table *table);
+
 static inline void sa_reader_exit(struct vipsec_sa_table *table, int reader) {
     atomic_store_explicit(&table->readers[reader].epoch, 0, memory_order_release);
 }

@@ -186,7 +186,6 @@ int vipsec_offload_network_header(const uint8_t *frame, uint32_t len, uint32_t a
 int vipsec_offload_segment(const uint8_t *frame, uint32_t len, const struct vipsec_offload_request *request,
                            uint64_t features, uint32_t l3, uint8_t *out, size_t room, uint32_t *lengths,
                            uint32_t *count);
-
 /* ---- guest memory ------------------------------------------------------------------------- */
 
 /* `size` bytes of guest-physical addresses from guest_addr, mapped at host. */
@@ -583,14 +582,17 @@ struct vipsec_packet {
     uint8_t next_header;  /* set, inbound, when processed: what the payload is */
     uint8_t known;        /* set: an SA was found; its counters have this packet */
     uint64_t sequence;    /* set, when processed: sequence number, 64 bits */
-    uint64_t user[3];     /* the caller's */
+    uint8_t follows;      /* outbound: 1: a part of what the packet before is part of; when that was refused this one
+                           * is not tried. The first packet of a call does so when `skipped` says that the one before was */
+    uint8_t skipped;      /* set, outbound: not tried; reason is that of the packet before, and nothing was counted */
+    uint8_t reserved[6];
+    uint64_t user[2];     /* the caller's */
 };
 
 /*
- * Protects, or checks and opens, `count` packets in their order. A refused packet keeps data and len, takes no
- * sequence number and is counted in its SA. Its bytes are as they were, too, unless an inbound packet was authentic
- * and then refused for something else (another thread's copy came first, a hard limit, what is inside it): those bytes
- * are plaintext in part and must not be shown to anybody.
+ * Protects, or checks and opens, `count` packets in their order. A refused packet keeps data, len and all its bytes,
+ * takes no sequence number and is counted in its SA. (One that was authentic and is refused for what is inside it, a
+ * limit, or another thread's copy is encrypted again, to what it was.)
  *
  * headroom and tailroom follow data and len. Too little room: VIPSEC_REASON_NO_BUFFER.
  */
@@ -694,6 +696,119 @@ struct vipsec_policy_verdict {
 int vipsec_policy_decide(const struct vipsec_policy *policy, int direction, uint32_t sa_id, const uint8_t *packet,
                          uint32_t len, int outer_version, const uint8_t *outer_source,
                          struct vipsec_policy_verdict *verdict);
+
+/* ---- the packet path of one device --------------------------------------------------------- */
+
+struct vipsec_policy;
+struct vipsec_worker;
+
+/* One Ethernet frame in private memory. */
+struct vipsec_frame {
+    uint8_t *data;
+    uint32_t len;
+    uint32_t reserved;
+};
+
+#define VIPSEC_ABSENT 0xffff /* offset of a header field that the negotiated header does not have */
+
+/* What negotiation has fixed until the next reset. Offsets are those in virtio_net_hdr. */
+struct vipsec_port_config {
+    uint64_t features_low; /* negotiated features 0..63, 64..127 */
+    uint64_t features_high;
+    uint32_t pairs;        /* queue pairs that exist */
+    uint32_t mtu;          /* octets of an IP packet on the wire; 0: no limit */
+    uint16_t header_size;
+    uint16_t hash_at;      /* hash_value, hash_report 4 octets on */
+    uint16_t outer_nh_at;
+    uint16_t resource_id_at;
+    uint16_t resource_type_at;
+    uint8_t flag_security;
+    uint8_t flag_security_err;
+    uint8_t flag_soft_expiry;
+    uint8_t flag_tunnel_csum;
+    uint8_t type_required; /* transmit: resource_type 0 is refused */
+    uint8_t open_unasked;  /* receive: an SA is looked for without a rule */
+    uint8_t drop_errors;   /* receive: what fails IPsec is dropped, not delivered as an error */
+};
+
+/* Event counts. Nothing ever counts down. */
+struct vipsec_counters {
+    uint64_t tx_frames, tx_bytes, tx_sealed;
+    uint64_t rx_frames, rx_bytes, rx_opened, rx_not_ipsec;
+    uint64_t tx_punted, rx_punted;
+    uint64_t tx_refused[VIPSEC_REASON_COUNT];
+    uint64_t rx_refused[VIPSEC_REASON_COUNT];
+};
+
+/* A received frame that C has begun to work on: what Python has to know to go on. */
+struct vipsec_rx_state {
+    uint32_t opened;      /* 1: IPsec has been taken off, the rules are to be asked once more (IPSEC_RECIRCULATE) */
+    uint32_t resource_id; /* of the SA that opened it */
+    uint32_t soft_expired;
+    uint32_t l3;          /* offset of the IP header */
+};
+
+/* What a port calls. Each call happens outside all locks and read sections; the memory shown is valid during
+ * the call only. */
+struct vipsec_port_calls {
+    void *user;
+    /* Frames that leave, in order. */
+    void (*uplink)(void *user, const struct vipsec_frame *frames, size_t count);
+    /* The driver of virtqueue `index` wants to be told; NULL when eventfds do that. */
+    void (*interrupt)(void *user, uint32_t index);
+    /* A transmit buffer (virtio_net_hdr and frame) that the fast path does not do. What it becomes belongs
+     * behind the frames that uplink has seen so far. */
+    void (*punt_tx)(void *user, uint32_t pair, const uint8_t *buffer, size_t len);
+    /* A frame from the wire that the fast path does not do; may call vipsec_worker_deliver. */
+    void (*punt_rx)(void *user, struct vipsec_worker *worker, const uint8_t *frame, size_t len,
+                    const struct vipsec_rx_state *state);
+};
+
+/* A port: rings on one side, an uplink on the other, SAs between. NULL: no memory, or a configuration that cannot
+ * be. The table outlives the port. */
+struct vipsec_port;
+struct vipsec_port *vipsec_port_new(struct vipsec_sa_table *table, const struct vipsec_port_config *config,
+                                    const struct vipsec_port_calls *calls);
+
+/* No worker may be left. Does not free what was set with vipsec_port_set_*. */
+void vipsec_port_free(struct vipsec_port *port);
+
+/* Queues of pair 0..pairs-1; NULL takes one away. Not while a worker serves that queue. The port does not own them. */
+void vipsec_port_set_queues(struct vipsec_port *port, uint32_t pair, struct vipsec_queue *rx, struct vipsec_queue *tx);
+
+/* The flow filter; NULL for none. Before the first worker is made. The port does not own it. */
+void vipsec_port_set_flow(struct vipsec_port *port, struct vipsec_flow_table *flow);
+
+/* What frames are filtered, hashed and steered by, and the operator's rules; NULL for none. On return no worker uses
+ * the old one any more. Any thread but one that is inside a call of the port. */
+void vipsec_port_set_steering(struct vipsec_port *port, const struct vipsec_steering *steering);
+void vipsec_port_set_policy(struct vipsec_port *port, const struct vipsec_policy *policy);
+
+/* Whether DATA_VALID may be reported (GUEST_CSUM, which the driver can switch off and on). */
+void vipsec_port_set_guest_csum(struct vipsec_port *port, int on);
+
+/* How many inbound SAs Python has that are not in the table: while there are none, a packet whose SA is not in the
+ * table is nobody's, and Python is not asked. */
+void vipsec_port_set_foreign_sas(struct vipsec_port *port, uint32_t count);
+
+/* One thread's scratch memory, place among the readers and counters. NULL: no memory, or too many. */
+struct vipsec_worker *vipsec_worker_new(struct vipsec_port *port);
+void vipsec_worker_free(struct vipsec_worker *worker);
+
+/* Works off at most `budget` buffers of the transmit queue of `pair`. Returns how many. A queue that breaks the
+ * ring rules, or whose memory vanished, has a fault afterwards; frames of buffers taken before leave. */
+size_t vipsec_worker_transmit(struct vipsec_worker *worker, uint32_t pair, size_t budget);
+
+/* Frames from the wire, into receive queues. The frames are worked on in place: their octets afterwards mean
+ * nothing. */
+void vipsec_worker_receive(struct vipsec_worker *worker, struct vipsec_frame *frames, size_t count);
+
+/* One buffer (virtio_net_hdr and frame) into the receive queue of `pair`. Returns enum vipsec_reason:
+ * NONE, NO_BUFFER, QUEUE_DISABLED. */
+int vipsec_worker_deliver(struct vipsec_worker *worker, uint32_t pair, const uint8_t *buffer, size_t len);
+
+/* A snapshot; any thread. */
+void vipsec_worker_read(const struct vipsec_worker *worker, struct vipsec_counters *out);
 
 /* ---- secrets ------------------------------------------------------------------------------ */
 

@@ -17,6 +17,15 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent.parent
 MODULE = "virtio_ipsec.fastpath._vipsec"
 
+# What C calls (fastpath/pipeline.py): the members of struct vipsec_port_calls.
+CALLBACKS = """
+extern "Python" void vipsec_python_uplink(void *, const struct vipsec_frame *, size_t);
+extern "Python" void vipsec_python_interrupt(void *, uint32_t);
+extern "Python" void vipsec_python_punt_tx(void *, uint32_t, const uint8_t *, size_t);
+extern "Python" void vipsec_python_punt_rx(void *, struct vipsec_worker *, const uint8_t *, size_t,
+                                           const struct vipsec_rx_state *);
+"""
+
 
 def declarations() -> str:
     """vipsec.h as cffi reads it: of the preprocessor only constants (``#define NAME NUMBER``)."""
@@ -37,7 +46,7 @@ class BuildExt(build_ext):
         glue = Path(self.build_temp) / "_vipsec_glue.c"
         glue.parent.mkdir(parents=True, exist_ok=True)
         ffi = FFI()
-        ffi.cdef(declarations())
+        ffi.cdef(declarations() + CALLBACKS)
         ffi.set_source(MODULE, '#include "vipsec.h"')
         ffi.emit_c_code(os.fspath(glue))
         for extension in self.extensions:

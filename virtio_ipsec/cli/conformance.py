@@ -38,7 +38,10 @@ from virtio_ipsec.wire.dialect import DIALECTS
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments."""
     parser.add_argument(
-        "--device", default="loopback", metavar="TARGET", help="what to test (default: %(default)s)"
+        "--device",
+        default="loopback",
+        metavar="TARGET",
+        help="what to test (default: %(default)s; loopback:python and loopback:c choose its engine)",
     )
     parser.add_argument(
         "--dialect", default="virtio-1.4", choices=list(DIALECTS), help="default: %(default)s"

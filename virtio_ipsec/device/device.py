@@ -6,6 +6,7 @@ The packet path is ``Transmitter(context).transmit(buffer, queue)`` and ``Receiv
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -14,6 +15,9 @@ from virtio_ipsec.device.capabilities import Capabilities
 from virtio_ipsec.device.config import DeviceConfig
 from virtio_ipsec.device.control import GUEST_OFFLOADS, ControlQueue
 from virtio_ipsec.device.counters import Counters
+from virtio_ipsec.device.engines import AnyInboundSa, AnyOutboundSa
+from virtio_ipsec.device.fast import FastPath
+from virtio_ipsec.device.fast_rings import FastRings
 from virtio_ipsec.device.features import FEATURE_BITS, acceptable
 from virtio_ipsec.device.flow_objects import ClassifierKind, GroupKind, RuleKind
 from virtio_ipsec.device.ipsec_objects import InboundSaKind, OutboundSaKind
@@ -25,7 +29,7 @@ from virtio_ipsec.device.state import DataPlaneContext, Received, RxFilter
 from virtio_ipsec.device.status import after_write, operating
 from virtio_ipsec.device.transmit import Transmitter
 from virtio_ipsec.errors import DeviceStateError, NoSuchObject
-from virtio_ipsec.ipsec.sa import InboundSa, OutboundSa
+from virtio_ipsec.fastpath.pipeline import RxState
 from virtio_ipsec.ring.chain import QueueLayout
 from virtio_ipsec.ring.memory import GuestMemory
 from virtio_ipsec.wire.numbers import Feature, ResourceType, Status, has
@@ -64,19 +68,26 @@ class Device:
     transmitter: Transmitter
     receiver: Receiver
 
-    def __init__(self, config: DeviceConfig, rng: Callable[[int], bytes]) -> None:
+    def __init__(
+        self, config: DeviceConfig, rng: Callable[[int], bytes], fast: FastPath | None = None
+    ) -> None:
         self.config = config
+        self.fast = fast
         self._rng = rng
         self._counters = Counters()
         self._space = ConfigSpace(config)
         self._status = 0
         self._driver_features = 0
+        #: Those whose workers count.
+        self._fast_rings: list[FastRings] = []
         # A page of its own until a transport shares the memory of a guest.
-        self._rings = self.rings_class(self, GuestMemory.anonymous(4096))
+        self._rings = self.new_rings(GuestMemory.anonymous(4096))
         self._start()
 
     def _start(self) -> None:
         """Everything that a reset forgets."""
+        if self.fast is not None:
+            self.fast.forget()
         self.context = DataPlaneContext(
             config=self.config,
             rng=self._rng,
@@ -85,6 +96,7 @@ class Device:
             header=self.config.dialect.net_hdr(0),
             rx_filter=RxFilter(mac=self.config.mac),
             counters=self._counters,
+            fast=self.fast,
         )
         self.transmitter = self.transmitter_class(self.context)
         self.receiver = self.receiver_class(self.context)
@@ -232,6 +244,10 @@ class Device:
             return []
         return self.receiver.receive(frame)
 
+    def resume(self, frame: bytes, state: RxState) -> list[Received]:
+        """Go on with a frame that the fast path has opened and that a rule wants recirculated."""
+        return self.receiver.resume(frame, state.l3, state.resource_id, soft_expired=state.soft_expired)
+
     def _require(self, feature: Feature) -> None:
         if not self.is_operating:
             raise DeviceStateError(f"status {self._status:#x}: the device is not operating")
@@ -248,7 +264,14 @@ class Device:
     @memory.setter
     def memory(self, memory: GuestMemory) -> None:
         self._rings.reset()
-        self._rings = self.rings_class(self, memory)
+        self._rings = self.new_rings(memory)
+
+    def new_rings(self, memory: GuestMemory) -> Rings:
+        """Rings of this device over a guest's memory."""
+        if self.fast is not None:
+            self._fast_rings.append(FastRings(self, memory, self.fast))
+            return self._fast_rings[-1]
+        return self.rings_class(self, memory)
 
     @property
     def queue_count(self) -> int:
@@ -301,11 +324,14 @@ class Device:
 
     def counters(self) -> Mapping[str, int]:
         """Event counts of the device since it was made."""
-        return self._counters.snapshot()
+        counts = Counter(self._counters.snapshot())
+        for rings in self._fast_rings:
+            counts.update(rings.counts())
+        return counts
 
     def sa_counters(self, object_type: int, object_id: int) -> Mapping[str, int]:
         """``packets``, ``bytes`` and refusals by reason of one live SA; NoSuchObject when there is none."""
-        tables: dict[int, Mapping[int, OutboundSa | InboundSa]] = {
+        tables: dict[int, Mapping[int, AnyOutboundSa | AnyInboundSa]] = {
             ResourceType.NET_IPSEC_OUTB_SA: self.context.outbound,
             ResourceType.NET_IPSEC_INB_SA: self.context.inbound,
         }

@@ -95,12 +95,16 @@ class GroupKind(FlowFilterKind[FfGroup]):
 
     def install(self, object_id: int, prepared: FfGroup) -> None:
         self.context.filters.groups[object_id] = prepared
+        if self.context.fast is not None:
+            self.context.fast.flow.set_group(object_id, prepared)
         self.changed()
 
     change = install
 
     def remove(self, object_id: int) -> None:
         del self.context.filters.groups[object_id]
+        if self.context.fast is not None:
+            self.context.fast.flow.remove_group(object_id)
         self.changed()
 
 
@@ -145,12 +149,16 @@ class ClassifierKind(FlowFilterKind[FfClassifier]):
 
     def install(self, object_id: int, prepared: FfClassifier) -> None:
         self.context.filters.classifiers[object_id] = prepared
+        if self.context.fast is not None:
+            self.context.fast.flow.set_classifier(object_id, prepared)
         self.changed()
 
     change = install
 
     def remove(self, object_id: int) -> None:
         del self.context.filters.classifiers[object_id]
+        if self.context.fast is not None:
+            self.context.fast.flow.remove_classifier(object_id)
         self.changed()
 
 
@@ -230,6 +238,8 @@ class RuleKind(FlowFilterKind[FfRule]):
     def install(self, object_id: int, prepared: FfRule) -> None:
         self.context.filters.rules[object_id] = prepared
         self._members[prepared.group_id] += 1
+        if self.context.fast is not None:
+            self.context.fast.flow.set_rule(object_id, prepared)
         self.changed()
 
     def change(self, object_id: int, prepared: FfRule) -> None:
@@ -238,4 +248,6 @@ class RuleKind(FlowFilterKind[FfRule]):
 
     def remove(self, object_id: int) -> None:
         self._members[self.context.filters.rules.pop(object_id).group_id] -= 1
+        if self.context.fast is not None:
+            self.context.fast.flow.remove_rule(object_id)
         self.changed()

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from virtio_ipsec.device.capabilities import IPSEC_CAPS
+from virtio_ipsec.device.engines import AnyInboundSa, AnyOutboundSa
 from virtio_ipsec.device.objects import ObjectKind, Record
 from virtio_ipsec.errors import InvalidField, NoSpace
 from virtio_ipsec.ipsec.params import BadSaParameters, SaParams
@@ -143,15 +144,18 @@ class OutboundSaKind(SaKind):
         limit: int = self.capabilities.driver(CapId.NET_IPSEC_RESOURCE_CAP).outb_sa_limit
         return limit
 
-    def live(self, object_id: int) -> OutboundSa:
+    def live(self, object_id: int) -> AnyOutboundSa:
         return self.context.outbound[object_id]
 
-    def prepare(self, object_id: int, value: IpsecSa) -> OutboundSa:
+    def prepare(self, object_id: int, value: IpsecSa) -> AnyOutboundSa:
         params = self.params(value)
         self.check_room()
+        fast = self.context.fast
+        if fast is not None and fast.takes(object_id, params):
+            return fast.outbound(object_id, params, self.context.rng)
         return OutboundSa(params, self.context.rng)
 
-    def install(self, object_id: int, prepared: OutboundSa) -> None:
+    def install(self, object_id: int, prepared: AnyOutboundSa) -> None:
         self.context.outbound[object_id] = prepared
 
     def remove(self, object_id: int) -> None:
@@ -176,13 +180,16 @@ class InboundSaKind(SaKind):
                 clause="NET-IPSEC-DEV-08",
             )
 
-    def live(self, object_id: int) -> InboundSa:
+    def live(self, object_id: int) -> AnyInboundSa:
         return self.context.inbound[object_id]
 
-    def prepare(self, object_id: int, value: IpsecSa) -> InboundSa:
+    def prepare(self, object_id: int, value: IpsecSa) -> AnyInboundSa:
         params = self.params(value)
         self.check_spi(params)
         self.check_room()
+        fast = self.context.fast
+        if fast is not None and fast.takes(object_id, params):
+            return fast.inbound(object_id, params)
         return InboundSa(params)
 
     def check_spi(self, params: SaParams) -> None:
@@ -190,12 +197,14 @@ class InboundSaKind(SaKind):
         if (params.protocol, params.spi) in self.context.inbound_by_spi:
             raise InvalidField(f"SPI {params.spi:#x} is in use", clause="NET-IPSEC-DEV-11")
 
-    def install(self, object_id: int, prepared: InboundSa) -> None:
+    def install(self, object_id: int, prepared: AnyInboundSa) -> None:
         self.context.inbound[object_id] = prepared
+        self.context.python_inbound += isinstance(prepared, InboundSa)
         self.context.inbound_by_spi[prepared.params.protocol, prepared.params.spi] = (object_id, prepared)
 
     def remove(self, object_id: int) -> None:
         sa = self.context.inbound.pop(object_id)
+        self.context.python_inbound -= isinstance(sa, InboundSa)
         key = (sa.params.protocol, sa.params.spi)
         # A variant device may allow duplicates: only the entry of this very SA goes.
         if self.context.inbound_by_spi.get(key, (None, None))[0] == object_id:

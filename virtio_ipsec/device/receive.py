@@ -11,17 +11,18 @@ packet without an IPsec header (IKE on port 4500, other UDP, a fragment: E65, E6
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from virtio_ipsec.device.checksum import transport_checksum_ok
+from virtio_ipsec.device.engines import AnyInboundSa, unprotect
 from virtio_ipsec.device.flow_filter import FlowFilter
 from virtio_ipsec.device.frame import ETHERNET_HEADER, IPV4, IPV6, FrameView, view
 from virtio_ipsec.device.state import DataPlaneContext, Received
 from virtio_ipsec.device.steering import FlowMemory, admits, choose_queue, packet_hash
 from virtio_ipsec.errors import PacketError, Reason
 from virtio_ipsec.ipsec.ip import AH, ESP
-from virtio_ipsec.ipsec.process import IpsecHeader, find_spi, inbound
-from virtio_ipsec.ipsec.sa import InboundSa
+from virtio_ipsec.ipsec.process import IpsecHeader, find_spi
 from virtio_ipsec.ipsec.udp import PORT as ESP_IN_UDP
 from virtio_ipsec.wire.flow_filter import FfRule
 from virtio_ipsec.wire.net_header import NetHdr
@@ -66,8 +67,17 @@ class Receiver:
 
     def receive(self, frame: bytes) -> list[Received]:
         """What one wire frame becomes: one buffer, or nothing. Never raises, whatever the frame."""
+        return self._counted(lambda: self.process(frame))
+
+    def resume(self, frame: bytes, l3: int, resource_id: int, *, soft_expired: bool) -> list[Received]:
+        """What becomes of a frame that SA ``resource_id`` opened elsewhere, for a rule that recirculates it."""
+        soft = self._soft if soft_expired else 0
+        packet = Packet(frame, view(frame, l3), self._security | soft, resource_id, _INBOUND_TYPE)
+        return self._counted(lambda: self.place(packet, self.recirculate(packet)))
+
+    def _counted(self, work: Callable[[], Received]) -> list[Received]:
         try:
-            received = self.process(frame)
+            received = work()
         except PacketError as error:
             self.ctx.counters.refuse_rx(error.reason)
             return []
@@ -83,7 +93,10 @@ class Receiver:
         if not admits(frame, ctx.rx_filter, ctx.features):
             raise PacketError(Reason.FILTERED)
         packet = Packet(frame, view(frame))
-        queue = self.apply_rules(packet)
+        return self.place(packet, self.apply_rules(packet))
+
+    def place(self, packet: Packet, queue: int | None) -> Received:
+        """The finished packet with its header, on ``queue`` or where steering puts it."""
         hashed = self.hash(packet)
         if queue is None:
             queue = self.steer(packet, hashed)
@@ -94,6 +107,8 @@ class Receiver:
         filters = self.ctx.filters
         if not filters.rules:
             return None
+        if self.ctx.fast is not None:
+            return self.ctx.fast.flow.match(packet.frame, packet.headers.l3)
         if filters.compiled is None or filters.compiled.generation != filters.generation:
             filters.compiled = FlowFilter(filters)
         return filters.compiled.match(packet.frame, packet.headers)
@@ -110,10 +125,15 @@ class Receiver:
             return None
         opened = self.act(packet, rule)
         if rule.action == FfAction.IPSEC_RECIRCULATE and opened:
-            rule = self.match(packet)
-            if rule is None:
-                return None
-            self.act(packet, rule)
+            return self.recirculate(packet)
+        return self.directed(rule)
+
+    def recirculate(self, packet: Packet) -> int | None:
+        """The second pass, as :meth:`apply_rules`."""
+        rule = self.match(packet)
+        if rule is None:
+            return None
+        self.act(packet, rule)
         return self.directed(rule)
 
     def act(self, packet: Packet, rule: FfRule) -> bool:
@@ -163,7 +183,7 @@ class Receiver:
             return False
         return self.open_with(packet, found, *entry)
 
-    def is_for_ipsec(self, packet: Packet, found: IpsecHeader, sa: InboundSa | None) -> bool:
+    def is_for_ipsec(self, packet: Packet, found: IpsecHeader, sa: AnyInboundSa | None) -> bool:
         """Whether a UDP datagram is ESP at all: its first bytes may equal an SPI by chance (RFC 3948, E66).
 
         A rule that looks at UDP says so, and with an SA any other rule, too (E78). Else the port decides: that
@@ -176,11 +196,11 @@ class Receiver:
                 return True
         return found.udp_dport == (sa.params.udp_dport if sa else ESP_IN_UDP)
 
-    def open_with(self, packet: Packet, found: IpsecHeader, ident: int, sa: InboundSa) -> bool:
+    def open_with(self, packet: Packet, found: IpsecHeader, ident: int, sa: AnyInboundSa) -> bool:
         """Process ``packet`` with inbound SA number ``ident``."""
         headers = packet.headers
         try:
-            result = inbound(sa, packet.frame[headers.l3 : headers.end], found)
+            result = unprotect(sa, packet.frame[headers.l3 : headers.end], found)
         except PacketError as error:
             if error.reason is Reason.NOT_IPSEC:
                 self.ctx.counters.add("rx_not_ipsec")
@@ -198,7 +218,7 @@ class Receiver:
         self.ctx.counters.add("rx_opened")
         return True
 
-    def fail(self, packet: Packet, reason: Reason, ident: int = 0, sa: InboundSa | None = None) -> None:
+    def fail(self, packet: Packet, reason: Reason, ident: int = 0, sa: AnyInboundSa | None = None) -> None:
         """Mark ``packet`` as in error, its bytes as they are, or drop it where so configured (E53).
 
         What an earlier pass has opened keeps naming the SA that opened it (E58).
@@ -212,7 +232,7 @@ class Receiver:
             packet.flags = self.soft_flag(sa)
         packet.flags |= self._security | self._error
 
-    def soft_flag(self, sa: InboundSa) -> int:
+    def soft_flag(self, sa: AnyInboundSa) -> int:
         """SOFT_EXPIRY_WARN from the packet that reaches the limit on (E55)."""
         return self._soft if sa.soft_expired else 0
 
@@ -226,11 +246,15 @@ class Receiver:
     def steer(self, packet: Packet, hashed: tuple[int, int]) -> int:
         """The receive queue by RSS or automatic steering."""
         ctx = self.ctx
-        if ctx.flows is None:
-            ctx.flows = FlowMemory()
-        queue = choose_queue(
-            ctx.steering, ctx.flows, ctx.live_rx_queues, packet.frame, packet.headers, hashed
-        )
+        if ctx.fast is not None:
+            block = ctx.fast.steering(ctx.rx_filter, ctx.steering, ctx.features)
+            queue, _ = block.choose(packet.frame, ctx.live_rx_queues)
+        else:
+            if ctx.flows is None:
+                ctx.flows = FlowMemory()
+            queue = choose_queue(
+                ctx.steering, ctx.flows, ctx.live_rx_queues, packet.frame, packet.headers, hashed
+            )
         if queue is None:
             raise PacketError(Reason.QUEUE_DISABLED, "the receive queue is not enabled")
         return queue

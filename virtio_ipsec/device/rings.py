@@ -16,6 +16,7 @@ from typing import Protocol
 from virtio_ipsec.device.config import DeviceConfig
 from virtio_ipsec.device.state import DataPlaneContext, Received
 from virtio_ipsec.errors import DeviceStateError, MemoryAccessError, Reason, RingError
+from virtio_ipsec.fastpath.pipeline import RxState
 from virtio_ipsec.ring.base import DeviceQueue
 from virtio_ipsec.ring.chain import Chain, QueueLayout
 from virtio_ipsec.ring.memory import GuestMemory
@@ -57,6 +58,9 @@ class ByteDevice(Protocol):
 
     def receive(self, frame: bytes) -> list[Received]:
         """One wire frame to receive buffers."""
+
+    def resume(self, frame: bytes, state: RxState) -> list[Received]:
+        """The rest of the way of a frame that the fast path has opened."""
 
 
 class Rings:
@@ -105,8 +109,12 @@ class Rings:
             raise DeviceStateError("queues are enabled after FEATURES_OK")
         if not 0 < layout.size <= self.queue_max_size(index) or self.queue_enabled(index):
             raise DeviceStateError(f"queue {index} cannot be enabled with size {layout.size}")
-        self._queues[index] = device_queue(self.memory, layout, self.device.context.features)
+        self._queues[index] = self._new_queue(layout)
         self._show_live()
+
+    def _new_queue(self, layout: QueueLayout) -> DeviceQueue:
+        """A queue in the negotiated ring format."""
+        return device_queue(self.memory, layout, self.device.context.features)
 
     def reset_queue(self, index: int) -> None:
         """Forget one queue: nothing is executed on it until it is enabled anew (BAS-RESET-04, BAS-RESET-05)."""

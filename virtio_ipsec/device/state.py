@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING
 
 from virtio_ipsec.device.config import DeviceConfig
 from virtio_ipsec.device.counters import Counters
-from virtio_ipsec.ipsec.sa import InboundSa, OutboundSa
+from virtio_ipsec.device.engines import AnyInboundSa, AnyOutboundSa
 from virtio_ipsec.wire.dialect import Dialect
 from virtio_ipsec.wire.flow_filter import FfClassifier, FfGroup, FfRule
 from virtio_ipsec.wire.net_header import NetHdrCodec
 from virtio_ipsec.wire.numbers import Feature, has
 
 if TYPE_CHECKING:
+    from virtio_ipsec.device.fast import FastPath
     from virtio_ipsec.device.flow_filter import FlowFilter
     from virtio_ipsec.device.steering import FlowMemory
 
@@ -92,10 +93,10 @@ class DataPlaneContext:
     header: NetHdrCodec
     rx_filter: RxFilter
     #: Outbound SAs by object id.
-    outbound: dict[int, OutboundSa] = field(default_factory=dict)
+    outbound: dict[int, AnyOutboundSa] = field(default_factory=dict)
     #: Inbound SAs by object id, and (id, SA) by (IP protocol 50/51, SPI): ledger E57.
-    inbound: dict[int, InboundSa] = field(default_factory=dict)
-    inbound_by_spi: dict[tuple[int, int], tuple[int, InboundSa]] = field(default_factory=dict)
+    inbound: dict[int, AnyInboundSa] = field(default_factory=dict)
+    inbound_by_spi: dict[tuple[int, int], tuple[int, AnyInboundSa]] = field(default_factory=dict)
     filters: FilterObjects = field(default_factory=FilterObjects)
     steering: Steering = field(default_factory=Steering)
     #: GUEST_* bits of CTRL_GUEST_OFFLOADS_SET, starting from the negotiated ones.
@@ -105,6 +106,10 @@ class DataPlaneContext:
     #: Flows that automatic steering has learned from what was sent; forgotten at reset.
     flows: FlowMemory | None = None
     counters: Counters = field(default_factory=Counters)
+    #: Inbound SAs whose engine is Python's.
+    python_inbound: int = 0
+    #: The C tables, when the device has a fast path.
+    fast: FastPath | None = None
 
     def has(self, feature: Feature) -> bool:
         """Whether the feature was negotiated."""

@@ -11,12 +11,11 @@ from __future__ import annotations
 
 from virtio_ipsec.device import offloads
 from virtio_ipsec.device.checksum import complete_checksum
+from virtio_ipsec.device.engines import AnyOutboundSa, protect
 from virtio_ipsec.device.frame import ETHERNET_HEADER, IPV4, IPV6, network_offset, view
 from virtio_ipsec.device.state import DataPlaneContext
 from virtio_ipsec.device.steering import FlowMemory
 from virtio_ipsec.errors import PacketError, Reason
-from virtio_ipsec.ipsec.process import outbound
-from virtio_ipsec.ipsec.sa import OutboundSa
 from virtio_ipsec.wire.net_header import NetHdr
 from virtio_ipsec.wire.numbers import Feature, GsoType, HdrFlag, ResourceType
 
@@ -78,7 +77,7 @@ class Transmitter:
         if hdr.flags & self._tunnel_csum and not hdr.gso_type & offloads.TUNNELS:
             raise PacketError(Reason.BAD_GSO, "UDP_TUNNEL_CSUM without a tunnel")
 
-    def security_association(self, hdr: NetHdr) -> OutboundSa | None:
+    def security_association(self, hdr: NetHdr) -> AnyOutboundSa | None:
         """The SA that the header asks for; None when it asks for none.
 
         Without SECURITY the resource fields are not looked at (NET-TX-DEV-11); without IPSEC negotiated the
@@ -132,11 +131,14 @@ class Transmitter:
         """Remember the flow's queue while automatic steering is at work (virtio v1.4 5.1.6.5.5)."""
         steering = self.ctx.steering
         if steering.queue_pairs > 1 and not steering.rss:
+            if self.ctx.fast is not None:
+                self.ctx.fast.flows.sent(frame, queue)
+                return
             if self.ctx.flows is None:
                 self.ctx.flows = FlowMemory()
             self.ctx.flows.sent(frame, view(frame), queue)
 
-    def protect_all(self, sa: OutboundSa, frames: list[bytes], l3: int) -> list[bytes]:
+    def protect_all(self, sa: AnyOutboundSa, frames: list[bytes], l3: int) -> list[bytes]:
         """Each frame protected on its own; the first refusal ends the list."""
         protected = []
         for frame in frames:
@@ -150,12 +152,12 @@ class Transmitter:
         self.ctx.counters.add("tx_sealed", len(protected))
         return protected
 
-    def protect(self, sa: OutboundSa, frame: bytes, l3: int) -> bytes:
+    def protect(self, sa: AnyOutboundSa, frame: bytes, l3: int) -> bytes:
         """One frame through IPsec: Ethernet header and tags stay, EtherType follows IP version (E64)."""
         if not l3:
             l3, ethertype = network_offset(frame)
             if ethertype not in _VERSIONS or len(frame) == l3 or frame[l3] >> 4 != _VERSIONS[ethertype]:
                 raise PacketError(Reason.NOT_IP, "only IP packets can be protected")
         # Too long for the MTU and not to be fragmented: dropped, before it takes a sequence number (E65).
-        packet = outbound(sa, frame[l3:], self.ctx.config.mtu)
+        packet = protect(sa, frame[l3:], self.ctx.config.mtu)
         return frame[: l3 - 2] + _ETHERTYPES[packet[0] >> 4] + packet

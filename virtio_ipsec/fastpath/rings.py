@@ -79,6 +79,12 @@ class FastDeviceQueue(DeviceQueue):
         """``struct vipsec_queue *``, valid until the next reset or restore."""
         return self._handle
 
+    @property
+    def faulty(self) -> bool:
+        """Whether the queue is broken, be it that C alone knows."""
+        _, lib = native.extension()
+        return self.broken or bool(lib.vipsec_queue_fault(self._handle))
+
     def reset(self, layout: QueueLayout | None = None) -> None:
         self._start(layout or self._layout, 0, 0)
 

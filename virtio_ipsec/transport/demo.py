@@ -15,6 +15,7 @@ from ipaddress import IPv4Address, IPv6Address
 from virtio_ipsec.crypto.algorithms import Protocol, by_name
 from virtio_ipsec.device.config import DeviceConfig
 from virtio_ipsec.device.device import Device
+from virtio_ipsec.device.fast import fast_path
 from virtio_ipsec.driver import DriverConfig, Offload, SaHandle
 from virtio_ipsec.driver.frames import TCP, UDP, Headers, complete_checksum, parse_frame, pseudo_sum
 from virtio_ipsec.transport.keyfile import Peers
@@ -112,7 +113,7 @@ class _RecordedDevice(Device):
     """A device that keeps its administration traffic, masked."""
 
     def __init__(self, config: DeviceConfig, rng: Rng, name: str, log: list[Exchange]) -> None:
-        super().__init__(config, rng)
+        super().__init__(config, rng, fast_path("auto", rng))
         self._name, self._log = name, log
 
     def admin(self, readable: bytes, writable_len: int) -> bytes:

@@ -38,7 +38,7 @@ class Loopback:
         self.device = device
         self.memory = GuestMemory.anonymous(memory_size, _BASE)
         self.allocator = Allocator(_BASE, memory_size)
-        self.rings = device.rings_class(device, self.memory)
+        self.rings = device.new_rings(self.memory)
         self._captured: deque[bytes] = deque()
         self._wire = wire or self._captured.append
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 from virtio_ipsec.device.config import DeviceConfig
 from virtio_ipsec.device.device import Device
-from virtio_ipsec.errors import ConfigError
+from virtio_ipsec.device.fast import fast_path
 from virtio_ipsec.transport.loopback import Loopback
 from virtio_ipsec.wire.dialect import Dialect
 
@@ -28,8 +28,10 @@ class LoopbackTarget(Loopback):
 
     @property
     def details(self) -> Mapping[str, str]:
-        """Which device model this is."""
-        return {"device": type(self.device).__name__}
+        """Which device model this is, and what moves its packets."""
+        fast = self.device.fast
+        engine = "python" if fast is None else f"c ({fast.sas.engine.name})"
+        return {"device": type(self.device).__name__, "engine": engine}
 
     def reset(self) -> None:
         """Reset the device; frames and interrupts of its earlier life are forgotten."""
@@ -49,7 +51,8 @@ def loopback(
     rng: Callable[[int], bytes] = os.urandom,
 ) -> LoopbackTarget:
     """A target around a device made here; ``config`` (whose dialect is ``dialect``) defaults to everything
-    that the device can do. ``argument`` has to be empty: ConfigError otherwise."""
-    if argument:
-        raise ConfigError(f"loopback takes no argument, got {argument!r}")
-    return LoopbackTarget(device_class(config or DeviceConfig(dialect=dialect), rng))
+    that the device can do. ``argument`` names the engine (see :func:`fast_path`), "auto" when empty; a variant of the
+    device is Python's. ConfigError for an engine that there is not."""
+    fast = fast_path(argument or "auto", os.urandom)
+    config = config or DeviceConfig(dialect=dialect)
+    return LoopbackTarget(Device(config, rng, fast) if device_class is Device else device_class(config, rng))

@@ -1,0 +1,441 @@
+/*
+ * From the uplink to the receive queues (virtio v1.4 5.1.6.4, IPsec Operation inbound; the oracle is
+ * device/receive.py and device/rings.py).
+ *
+ * Stages, each over a batch: filter and rules, ESP, then frame by frame header, queue and ring. A frame that needs an SA
+ * which is not in C, or IPsec a second time, goes to Python in its turn.
+ */
+#include <string.h>
+
+#include "esp.h"
+#include "guard.h"
+#include "offload.h"
+#include "worker.h"
+
+enum { ACTION_DROP = 1, ACTION_DIRECT = 2, ACTION_IPSEC = 3, ACTION_IPSEC_RECIRCULATE = 4 };
+enum { ESP_IN_UDP_PORT = 4500 };
+
+/* What is delivered: a frame and what the header says of it. */
+struct delivery {
+    uint8_t *frame;
+    uint32_t len;
+    struct vipsec_frame_view view;
+    uint32_t resource_id;
+    uint16_t resource_type;
+    uint8_t flags;
+    bool directed;
+    uint32_t queue;
+};
+
+static void drop(struct vipsec_worker *worker, int reason) { worker_count(&worker->counters.rx_refused[reason], 1); }
+
+static const struct vipsec_flow_verdict *match(const struct vipsec_worker *worker, const uint8_t *frame, uint32_t len,
+                                               const struct vipsec_frame_view *view) {
+    const struct vipsec_flow_table *flow = worker->port->flow;
+    return flow == NULL ? NULL : flow_match(flow, worker->flow_copy, frame, len, view);
+}
+
+static void enter(struct vipsec_worker *worker) {
+    sa_reader_enter(worker->port->table, worker->reader);
+    if (worker->port->flow != NULL) {
+        worker->flow_copy = flow_enter(worker->port->flow);
+    }
+}
+
+static void leave(struct vipsec_worker *worker) {
+    if (worker->port->flow != NULL) {
+        flow_leave(worker->port->flow, worker->flow_copy);
+    }
+    sa_reader_exit(worker->port->table, worker->reader);
+}
+
+/* ---- first look ---- */
+
+static bool is_ipsec_action(uint32_t action) { return action == ACTION_IPSEC || action == ACTION_IPSEC_RECIRCULATE; }
+
+/*
+ * Whether a UDP datagram is ESP at all: its first bytes may equal an SPI by chance (RFC 3948, E66). A rule that looks at
+ * UDP says so, and with an SA any other rule, too (E78). Else the port decides: that of the SA, or the registered one.
+ */
+static bool is_for_ipsec(const struct rx_item *item, const struct esp_found *found, const struct sa *sa) {
+    if (item->has_rule && (sa != NULL || item->verdict.selects_udp)) {
+        return true;
+    }
+    return found->header.udp_dport == (sa != NULL ? load_be16(sa->udp + 2) : ESP_IN_UDP_PORT);
+}
+
+/* A frame that a rule (`required`) or the dialect wants opened. */
+static void look_for_sa(struct vipsec_worker *worker, struct rx_item *item, const struct vipsec_frame *frame,
+                        bool required) {
+    struct vipsec_port *port = worker->port;
+    const struct vipsec_frame_view *view = &item->view;
+    item->kind = RX_PLAIN;
+    if (view->version == 0 || !port_has(port, FEATURE_IPSEC)) {
+        return;
+    }
+    struct esp_found found;
+    if (esp_locate(frame->data + view->l3, view->end - view->l3, &found) != VIPSEC_REASON_NONE) {
+        if (required && (view->protocol == FRAME_ESP || view->protocol == FRAME_AH) && !view->fragment) {
+            item->kind = RX_FAIL;
+            item->reason = VIPSEC_REASON_MALFORMED;
+        } else {
+            worker_count(&worker->counters.rx_not_ipsec, 1);
+        }
+        return;
+    }
+    const struct sa *sa = found.header.protocol == FRAME_ESP ? sa_inbound_by_spi(port->table, found.header.spi) : NULL;
+    if (sa == NULL && atomic_load_explicit(&port->foreign_sas, memory_order_relaxed) != 0) {
+        item->kind = RX_PUNT;
+    } else if (found.header.in_udp && !is_for_ipsec(item, &found, sa)) {
+        worker_count(&worker->counters.rx_not_ipsec, 1);
+    } else if (sa != NULL) {
+        item->kind = RX_OPEN;
+        item->packet = worker->packet_count;
+        worker->packets[worker->packet_count++] = (struct vipsec_packet){
+            .data = frame->data + view->l3,
+            .len = view->end - view->l3,
+        };
+    } else if (required) {
+        item->kind = RX_FAIL;
+        item->reason = VIPSEC_REASON_UNKNOWN_SA;
+    }
+}
+
+static void look(struct vipsec_worker *worker, struct rx_item *item, const struct vipsec_frame *frame) {
+    const struct vipsec_port *port = worker->port;
+    const struct vipsec_steering *steering = atomic_load_explicit(&port->rules.steering, memory_order_acquire);
+    item->kind = RX_DROP;
+    item->has_rule = false;
+    if (frame->len < FRAME_ETHERNET_HEADER) {
+        item->reason = VIPSEC_REASON_MALFORMED;
+        return;
+    }
+    if (!steering_admits(steering, frame->data, frame->len)) {
+        item->reason = VIPSEC_REASON_FILTERED;
+        return;
+    }
+    frame_view(frame->data, frame->len, 0, &item->view);
+    const struct vipsec_flow_verdict *rule = match(worker, frame->data, frame->len, &item->view);
+    item->has_rule = rule != NULL;
+    if (rule == NULL) {
+        if (port->config.open_unasked) {
+            look_for_sa(worker, item, frame, false);
+        } else {
+            item->kind = RX_PLAIN;
+        }
+        return;
+    }
+    item->verdict = *rule;
+    if (rule->action == ACTION_DROP) {
+        item->reason = VIPSEC_REASON_RULE_DROP;
+    } else if (is_ipsec_action(rule->action)) {
+        look_for_sa(worker, item, frame, true);
+    } else {
+        item->kind = RX_PLAIN;
+    }
+}
+
+/* ---- after ESP ---- */
+
+/* Python goes on with the frame. No rule and no SA is looked at across the call. */
+static void punt(struct vipsec_worker *worker, const uint8_t *frame, uint32_t len, const struct vipsec_rx_state *state) {
+    const struct vipsec_port_calls *calls = &worker->port->calls;
+    worker_count(&worker->counters.rx_punted, 1);
+    leave(worker);
+    calls->punt_rx(calls->user, worker, frame, len, state);
+    enter(worker);
+}
+
+/* Whether anything is to be delivered; false: dropped and counted. `queue`: as a rule directs. */
+static bool direct(struct vipsec_worker *worker, const struct vipsec_flow_verdict *rule, struct delivery *out) {
+    if (rule == NULL || rule->action != ACTION_DIRECT) {
+        return true;
+    }
+    out->directed = true;
+    out->queue = rule->vq_index >> 1;
+    if (out->queue >= worker->port->config.pairs || worker->port->rx[out->queue].queue == NULL) {
+        drop(worker, VIPSEC_REASON_QUEUE_DISABLED);
+        return false;
+    }
+    return true;
+}
+
+/* Marks the frame as in error, its bytes as they are, or drops it where so configured (E53). */
+static bool fail(struct vipsec_worker *worker, int reason, const struct vipsec_packet *packet, struct delivery *out) {
+    const struct vipsec_port_config *config = &worker->port->config;
+    drop(worker, reason);
+    if (config->drop_errors) {
+        return false;
+    }
+    if (packet != NULL) {
+        out->resource_id = packet->sa_id;
+        out->resource_type = RESOURCE_INBOUND_SA;
+        out->flags = packet->soft_expired ? config->flag_soft_expiry : 0;
+    }
+    out->flags |= config->flag_security | config->flag_security_err;
+    return true;
+}
+
+/* Puts the link header in front of what came out of the packet. */
+static void strip(const struct vipsec_frame *frame, const struct rx_item *item, const struct vipsec_packet *packet,
+                  struct delivery *out) {
+    const uint32_t l3 = item->view.l3;
+    out->frame = packet->data - l3;
+    out->len = packet->len + l3;
+    memmove(out->frame, frame->data, l3 - 2);
+    store_be16(packet->data - 2, ethertype_of(packet->data[0] >> 4));
+    frame_view(out->frame, out->len, l3, &out->view);
+}
+
+/* What an SA made of a frame: true to go on with the delivery. */
+static bool opened(struct vipsec_worker *worker, const struct vipsec_frame *frame, const struct rx_item *item,
+                   struct delivery *out) {
+    struct vipsec_port *port = worker->port;
+    const struct vipsec_packet *packet = &worker->packets[item->packet];
+    switch (packet->reason) {
+    case VIPSEC_REASON_NONE:
+        break;
+    case VIPSEC_REASON_NOT_IPSEC:
+        worker_count(&worker->counters.rx_not_ipsec, 1);
+        return true;
+    case VIPSEC_REASON_DUMMY: /* authenticated, and to vanish (RFC 4303 2.6, RFC 6040 4.2) */
+    case VIPSEC_REASON_CONGESTION:
+        drop(worker, packet->reason);
+        return false;
+    default:
+        return fail(worker, packet->reason, packet->known ? packet : NULL, out);
+    }
+    worker_count(&worker->counters.rx_opened, 1);
+    strip(frame, item, packet, out);
+    out->flags = port->config.flag_security | (packet->soft_expired ? port->config.flag_soft_expiry : 0);
+    out->resource_id = packet->sa_id;
+    out->resource_type = RESOURCE_INBOUND_SA;
+    if (!item->has_rule || item->verdict.action != ACTION_IPSEC_RECIRCULATE) {
+        return true;
+    }
+    /* Once more through the rules; the action of this pass is final (E58). */
+    const struct vipsec_flow_verdict *rule = match(worker, out->frame, out->len, &out->view);
+    if (rule != NULL && rule->action == ACTION_DROP) {
+        drop(worker, VIPSEC_REASON_RULE_DROP);
+        return false;
+    }
+    if (rule != NULL && is_ipsec_action(rule->action)) {
+        const struct vipsec_rx_state state = {
+            .opened = 1, .resource_id = packet->sa_id, .soft_expired = packet->soft_expired, .l3 = item->view.l3};
+        punt(worker, out->frame, out->len, &state);
+        return false;
+    }
+    return direct(worker, rule, out);
+}
+
+/* ---- delivery ---- */
+
+/* The header, in front of the frame. */
+static void write_header(const struct vipsec_worker *worker, const struct delivery *what, const struct steering_hash *hash,
+                         uint8_t *header) {
+    const struct vipsec_port *port = worker->port;
+    const struct vipsec_port_config *config = &port->config;
+    uint8_t flags = what->flags;
+    /* Nothing is vouched for in a packet that is delivered as an error. */
+    if ((flags & config->flag_security_err) == 0 &&
+        atomic_load_explicit(&port->guest_csum, memory_order_relaxed) != 0 &&
+        offload_checksum_ok(what->frame, &what->view)) {
+        flags |= HDR_DATA_VALID;
+    }
+    memset(header, 0, config->header_size);
+    header[HDR_FLAGS_AT] = flags;
+    if (config->hash_at != VIPSEC_ABSENT && port_has(port, FEATURE_HASH_REPORT)) {
+        store_le32(header + config->hash_at, hash->value);
+        store_le16(header + config->hash_at + 4, hash->report);
+    }
+    if (config->outer_nh_at != VIPSEC_ABSENT && port_has(port, FEATURE_OUT_NET_HEADER) && what->view.version != 0 &&
+        what->view.l3 <= 0xffff) {
+        store_le16(header + config->outer_nh_at, (uint16_t)what->view.l3);
+    }
+    if (config->resource_id_at != VIPSEC_ABSENT) {
+        store_le32(header + config->resource_id_at, what->resource_id);
+        store_le16(header + config->resource_type_at, what->resource_type);
+    }
+}
+
+static void settle(struct vipsec_worker *worker);
+
+static void lock(struct port_rx_queue *place) {
+    unsigned spins = 0;
+    while (atomic_flag_test_and_set_explicit(&place->busy, memory_order_acquire)) {
+        if (++spins % 128 == 0) {
+            sched_yield();
+        }
+    }
+}
+
+static void unlock(struct port_rx_queue *place) { atomic_flag_clear_explicit(&place->busy, memory_order_release); }
+
+/*
+ * Header and frame into as many buffers as they take, shown to the driver together, all but the last full; one without
+ * MRG_RXBUF (NET-RX-DEV-02..04, NET-RXB-DEV-02). The header lies in the first buffer whole (E17). Inside a guard frame.
+ */
+static int fill(struct vipsec_worker *worker, struct vipsec_queue *queue, uint8_t *header, const uint8_t *frame,
+                uint32_t len) {
+    const struct vipsec_port *port = worker->port;
+    const uint32_t header_size = port->config.header_size;
+    const uint64_t total = (uint64_t)header_size + len;
+    const uint32_t most = port_has(port, FEATURE_MRG_RXBUF) ? queue->size : 1;
+    struct vipsec_chain *chains = worker->fill_chains;
+    uint64_t room = 0;
+    uint32_t count = 0;
+    while (room < total && count < most && ring_pop(queue, &chains[count]) > 0) {
+        room += chains[count++].writable_len;
+    }
+    if (room < total || chains[0].writable_len < header_size) {
+        while (count != 0) {
+            ring_unpop_last(queue, &chains[--count]);
+        }
+        return VIPSEC_REASON_NO_BUFFER;
+    }
+    store_le16(header + HDR_NUM_BUFFERS_AT, (uint16_t)count);
+    uint32_t at = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        const uint32_t skip = i == 0 ? header_size : 0;
+        if (i == 0) {
+            ring_copy_in(queue, &chains[0], 0, header, header_size);
+        }
+        const uint32_t copied = (uint32_t)ring_copy_in(queue, &chains[i], skip, frame + at, len - at);
+        worker->fill_written[i] = skip + copied;
+        at += copied;
+    }
+    ring_push_many(queue, chains, worker->fill_written, count);
+    return VIPSEC_REASON_NONE;
+}
+
+static int put(struct vipsec_worker *worker, uint32_t pair, uint8_t *header, const uint8_t *frame, uint32_t len) {
+    struct vipsec_port *port = worker->port;
+    struct port_rx_queue *place = pair < port->config.pairs ? &port->rx[pair] : NULL;
+    if (place == NULL || place->queue == NULL) {
+        drop(worker, VIPSEC_REASON_QUEUE_DISABLED);
+        return VIPSEC_REASON_QUEUE_DISABLED;
+    }
+    volatile int reason = VIPSEC_REASON_NO_BUFFER;
+    struct guard_frame guard;
+    lock(place);
+    if (guard_enter(&guard, place->queue->memory) == 0) {
+        reason = fill(worker, place->queue, header, frame, len);
+        guard_leave(&guard);
+    } else {
+        ring_break(place->queue, VIPSEC_FAULT_MEMORY);
+    }
+    unlock(place);
+    if (reason != VIPSEC_REASON_NONE) {
+        drop(worker, reason);
+    } else if (worker->touched_count == 0 || worker->touched[worker->touched_count - 1] != pair) {
+        if (worker->touched_count == PORT_BATCH) {
+            settle(worker);
+        }
+        worker->touched[worker->touched_count++] = pair;
+    }
+    return reason;
+}
+
+/* Tells the driver about the queues that got something. */
+static void settle(struct vipsec_worker *worker) {
+    struct vipsec_port *port = worker->port;
+    for (uint32_t i = 0; i < worker->touched_count; i++) {
+        const uint32_t pair = worker->touched[i];
+        struct port_rx_queue *place = &port->rx[pair];
+        if (place->queue == NULL) {
+            continue;
+        }
+        volatile bool wanted = false;
+        struct guard_frame guard;
+        lock(place);
+        if (guard_enter(&guard, place->queue->memory) == 0) {
+            wanted = ring_should_notify(place->queue);
+            guard_leave(&guard);
+        } else {
+            ring_break(place->queue, VIPSEC_FAULT_MEMORY);
+        }
+        unlock(place);
+        if (wanted) {
+            worker_interrupt(worker, place->queue, 2 * pair);
+        }
+    }
+    worker->touched_count = 0;
+}
+
+int vipsec_worker_deliver(struct vipsec_worker *worker, uint32_t pair, const uint8_t *buffer, size_t len) {
+    const uint32_t header_size = worker->port->config.header_size;
+    uint8_t header[ARENA_HEADROOM];
+    if (len < header_size || len > UINT32_MAX) {
+        return VIPSEC_REASON_BAD_HEADER;
+    }
+    memcpy(header, buffer, header_size);
+    const int reason = put(worker, pair, header, buffer + header_size, (uint32_t)len - header_size);
+    settle(worker);
+    return reason;
+}
+
+/* ---- one frame to its end; inside a read section, which ends while Python is asked or the ring is filled ---- */
+
+static void deliver(struct vipsec_worker *worker, struct delivery *what) {
+    struct vipsec_port *port = worker->port;
+    const struct vipsec_steering *steering = atomic_load_explicit(&port->rules.steering, memory_order_acquire);
+    struct steering_hash hash = {0};
+    steering_hash(steering, what->frame, &what->view, &hash);
+    if (!what->directed && !steering_choose(steering, &port->live, what->frame, &what->view, &hash, &what->queue)) {
+        drop(worker, VIPSEC_REASON_QUEUE_DISABLED);
+        return;
+    }
+    uint8_t header[ARENA_HEADROOM];
+    write_header(worker, what, &hash, header);
+    worker_count(&worker->counters.rx_frames, 1);
+    worker_count(&worker->counters.rx_bytes, what->len);
+    put(worker, what->queue, header, what->frame, what->len);
+}
+
+static void finish(struct vipsec_worker *worker, const struct rx_item *item, const struct vipsec_frame *frame) {
+    struct delivery what = {.frame = frame->data, .len = frame->len, .view = item->view};
+    switch (item->kind) {
+    case RX_DROP:
+        drop(worker, item->reason);
+        return;
+    case RX_PUNT:
+        punt(worker, frame->data, frame->len, &(struct vipsec_rx_state){0});
+        return;
+    case RX_OPEN:
+        if (!opened(worker, frame, item, &what)) {
+            return;
+        }
+        break;
+    case RX_FAIL:
+        if (!fail(worker, item->reason, NULL, &what)) {
+            return;
+        }
+        break;
+    default:
+        if (!direct(worker, item->has_rule ? &item->verdict : NULL, &what)) {
+            return;
+        }
+    }
+    deliver(worker, &what);
+}
+
+void vipsec_worker_receive(struct vipsec_worker *worker, struct vipsec_frame *frames, size_t count) {
+    struct vipsec_port *port = worker->port;
+    while (count != 0) {
+        const size_t batch = count < PORT_BATCH ? count : PORT_BATCH;
+        worker->packet_count = 0;
+        enter(worker);
+        for (size_t i = 0; i < batch; i++) {
+            look(worker, &worker->rx[i], &frames[i]);
+        }
+        esp_inbound(port->table, worker->packets, worker->packet_count);
+        for (size_t i = 0; i < batch; i++) {
+            finish(worker, &worker->rx[i], &frames[i]);
+        }
+        leave(worker);
+        settle(worker);
+        worker->packet_count = 0;
+        frames += batch;
+        count -= batch;
+    }
+}

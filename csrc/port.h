@@ -1,0 +1,104 @@
+/* One device's packet path: what its workers share, and what one worker has to itself. */
+#ifndef VIPSEC_PORT_H
+#define VIPSEC_PORT_H
+#include <stdatomic.h>
+
+#include "flow.h"
+#include "frame.h"
+#include "ring.h"
+#include "sa_table.h"
+#include "steering.h"
+#include "vipsec.h"
+
+enum {
+    PORT_BATCH = 64,          /* packets in flight through one stage: their headers and keys stay in the caches */
+    PORT_MAX_PAIRS = 32768,   /* receive queues: virtqueue indices have 16 bits */
+    PORT_MAX_BUFFER = 1 << 17 /* largest transmit buffer, header included */
+};
+
+/* Room in front of and behind a frame in the arena. */
+enum { ARENA_HEADROOM = 128, ARENA_TAILROOM = 64, ARENA_SIZE = 1 << 20 };
+
+/* A receive queue is written by whichever worker got the frame. */
+struct port_rx_queue {
+    atomic_flag busy;
+    struct vipsec_queue *queue;
+};
+
+/* Replaced by the control thread, read by workers inside a read section of the SA table. */
+struct port_rules {
+    const struct vipsec_steering *_Atomic steering;
+    const struct vipsec_policy *_Atomic policy;
+};
+
+struct vipsec_port {
+    struct vipsec_port_config config;
+    struct vipsec_sa_table *table;
+    struct vipsec_port_calls calls;
+    struct vipsec_flow_table *flow; /* NULL: no flow filter */
+    struct port_rules rules;
+    _Atomic uint32_t guest_csum;
+    _Atomic uint32_t foreign_sas; /* inbound SAs that Python has and the table has not */
+    struct vipsec_queue **tx;
+    struct port_rx_queue *rx;
+    struct steering_live live; /* receive queues that there are */
+    _Atomic uint64_t *live_bits;
+};
+
+enum { TX_MAX_LINK = 64, TX_TOO_LONG = PORT_MAX_BUFFER + 1 };
+enum tx_kind { TX_PLAIN, TX_PROTECT };
+
+/* A frame on its way out. */
+struct tx_item {
+    uint8_t *frame;
+    uint32_t len;
+    uint32_t l2; /* octets in front of the IP header */
+    uint32_t packet; /* TX_PROTECT: which of the worker's packets */
+    uint8_t kind;
+    uint8_t link[TX_MAX_LINK]; /* those octets: the outer header is built where they stood */
+};
+
+/* A transmit buffer. */
+struct tx_raw {
+    uint8_t *buffer; /* virtio_net_hdr, then the frame; ARENA_HEADROOM in front */
+    uint32_t len;    /* or TX_TOO_LONG */
+};
+
+enum rx_kind { RX_PLAIN, RX_OPEN, RX_FAIL, RX_PUNT, RX_DROP };
+
+/* A frame on its way in. */
+struct rx_item {
+    struct vipsec_frame_view view;
+    struct vipsec_flow_verdict verdict; /* of the rule that applies, if has_rule */
+    uint32_t packet;                    /* RX_OPEN: which of the worker's packets */
+    bool has_rule;
+    uint8_t kind;
+    uint8_t reason;
+};
+
+struct vipsec_worker {
+    struct vipsec_port *port;
+    int reader;
+    uint32_t raw_count, item_count, packet_count;
+    size_t segments_used;
+    uint8_t *arena;    /* transmit buffers as they came */
+    uint8_t *segments; /* what was cut from them */
+    uint8_t last_reason; /* of the last packet of the batch before */
+    bool notify;
+    struct tx_raw raw[PORT_BATCH];
+    struct tx_item items[PORT_BATCH];
+    struct rx_item rx[PORT_BATCH];
+    struct vipsec_packet packets[PORT_BATCH];
+    struct vipsec_frame frames[PORT_BATCH];
+    struct vipsec_chain chains[PORT_BATCH];
+    uint32_t written[PORT_BATCH];
+    /* receive: buffers of one frame (a queue full of them at most), and queues whose driver is to be told */
+    struct vipsec_chain *fill_chains;
+    uint32_t *fill_written;
+    uint32_t touched_count;
+    uint32_t touched[PORT_BATCH];
+    unsigned flow_copy;
+    struct vipsec_counters counters;
+};
+
+#endif

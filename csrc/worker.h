@@ -1,0 +1,44 @@
+/* What both directions of a worker need: counters that others may read, and the place of header fields. */
+#ifndef VIPSEC_WORKER_H
+#define VIPSEC_WORKER_H
+#include "bytes.h"
+#include "port.h"
+
+/* Of the flags, gso_type and fixed fields of virtio_net_hdr (virtio v1.4 5.1.6). */
+enum { HDR_NEEDS_CSUM = 1, HDR_DATA_VALID = 2, HDR_FLAGS_AT = 0, HDR_GSO_TYPE_AT = 1, HDR_GSO_SIZE_AT = 4,
+       HDR_CSUM_START_AT = 6, HDR_CSUM_OFFSET_AT = 8, HDR_NUM_BUFFERS_AT = 10 };
+
+/* Resource types of SAs (virtio v1.4 5.1.6.8). */
+enum { RESOURCE_OUTBOUND_SA = 0x203, RESOURCE_INBOUND_SA = 0x204 };
+
+static inline void worker_count(uint64_t *counter, uint64_t amount) {
+    __atomic_store_n(counter, *counter + amount, __ATOMIC_RELAXED);
+}
+
+static inline bool port_has(const struct vipsec_port *port, unsigned feature) {
+    const struct vipsec_port_config *config = &port->config;
+    return ((feature < 64 ? config->features_low : config->features_high) >> (feature & 63) & 1) != 0;
+}
+
+/* Feature bits that the packet path looks at. */
+enum {
+    FEATURE_CSUM = 0,
+    FEATURE_MRG_RXBUF = 15,
+    FEATURE_HASH_REPORT = 57,
+    FEATURE_OUT_NET_HEADER = 69,
+    FEATURE_IPSEC = 70
+};
+
+/* Tells the driver; touches no guest memory. */
+static inline void worker_interrupt(const struct vipsec_worker *worker, const struct vipsec_queue *queue,
+                                    uint32_t index) {
+    const struct vipsec_port_calls *calls = &worker->port->calls;
+    ring_signal(queue);
+    if (calls->interrupt != NULL) {
+        calls->interrupt(calls->user, index);
+    }
+}
+
+static inline uint16_t ethertype_of(uint8_t ip_version) { return ip_version == 4 ? FRAME_IPV4 : FRAME_IPV6; }
+
+#endif
