@@ -81,9 +81,12 @@ def test_a_report_about_an_sa_shows_no_key_and_no_salt() -> None:
 def test_a_target_is_found_by_name() -> None:
     with open_target("loopback", V14) as target:
         assert target.name == "loopback"
-        assert target.details == {"device": "Device"}
+        assert target.details["device"] == "Device"
+        assert target.details["engine"].startswith("c (")
         assert target.has_wire
-    for uri, complaint in (("loopback:x", "no argument"), ("nowhere", "no target")):
+    with open_target("loopback:python", V14) as target:
+        assert target.details == {"device": "Device", "engine": "python"}
+    for uri, complaint in (("loopback:x", "engine 'x'"), ("nowhere", "no target")):
         with pytest.raises(ConfigError, match=complaint), open_target(uri, V14):
             pass
 

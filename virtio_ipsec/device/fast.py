@@ -24,7 +24,7 @@ class FastPath:
 
     def __init__(self, rng: Callable[[int], bytes]) -> None:
         self._seed = int.from_bytes(rng(8))
-        self.sas = FastSaTable(rng=rng)
+        self.sas = FastSaTable(rng)
         self.flow = FlowTable(self._seed)
         self.forget()
 
