@@ -1,10 +1,15 @@
 """Measure the fast path, its comparators and the administration path; print every ratio against the design's targets.
 
-All of it runs on one core, in turn, round after round; a sample is the best of three runs of about a millisecond,
-and the shortest sample of an engine counts. Kernels: bursts of 64 packets, AAD and nonce written, payload sealed or
-opened from one buffer (at offset 14) to another, SAs used round robin. The verdict of every packet is counted; after
-each sample the last 64 packets are compared byte for byte with what `cryptography` makes. C code is built on the
-spot with $CC (gcc). Exit code 1 when a target of the design is missed or was not measured.
+  kernels  AES-GCM in bursts of 64 packets, AAD and nonce written, payload sealed or opened from one buffer (at
+           offset 14) to another: our engines, OpenSSL EVP, ipsec-mb, `cryptography` from a Python loop
+  esp      whole ESP packets in place, tunnel mode: csrc/, the Python rooms, dpdk-test-crypto-perf (cryptography only)
+  admin    SAs created and destroyed through the administration path
+  suite    the conformance suite against the embedded device
+
+All of it runs on one core, in turn, round after round. A sample is the best of three runs of about a millisecond, and
+the shortest sample counts. SAs are used round robin. The verdict of every packet is looked at; ESP packets must come
+back as they were; after each sample the last 64 packets are compared with what `cryptography` makes. C code is
+built on the spot with $CC (gcc). Exit code 1 when a target of the design is missed or was not measured.
 
 example: tools/bench --interop && tools/bench --quick --json bench.json --plot bench.svg
 """

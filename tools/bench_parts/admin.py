@@ -16,9 +16,12 @@ from __future__ import annotations
 import gc
 import os
 import struct
+import sys
 from collections.abc import Callable, Mapping
 from ipaddress import IPv4Address
 from time import process_time
+from types import FrameType
+from typing import Any
 
 from tools.bench_parts.cells import Quiet
 from tools.bench_parts.targets import ADMIN, Target
@@ -40,6 +43,7 @@ QUEUE_SIZE = 256
 OK = bytes(8)
 
 Commands = list[tuple[bytes, bytes]]
+TraceFunction = Callable[[FrameType, str, object], Any]
 
 
 def sa(number: int) -> IpsecSa:
@@ -163,9 +167,33 @@ def part(rounds: int, quiet: Quiet) -> dict[str, float]:
 
 
 def judge(rates: Mapping[str, float]) -> Target:
-    """The design's row."""
+    """The design's row, with what limits it: the instructions that the interpreter carries out for a pair."""
     others = ", ".join(f"{name} {rates[name]:,.0f}/s" for name in rates if name != "burst")
-    return ADMIN.measured(rates["burst"], f"layer burst, 64 commands per notification; {others}")
+    count = instructions()
+    return ADMIN.measured(
+        rates["burst"],
+        f"layer burst, 64 commands per notification; {others}; a pair in burst is {count:,.0f} instructions of the "
+        f"interpreter at {1e9 / rates['burst'] / count:.0f} ns",
+    )
+
+
+def instructions() -> float:
+    """Bytecode instructions that layer burst takes for a pair."""
+    run = layers(BURST, packed=False)["burst"]
+    run()
+    count = 0
+
+    def trace(frame: FrameType, event: str, _argument: object) -> TraceFunction:
+        nonlocal count
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        count += event == "opcode"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    run()
+    sys.settrace(before)
+    return count / BURST
 
 
 def measure(count: int, rounds: int, packed: bool, quiet: Quiet) -> dict[str, float]:
