@@ -1,13 +1,15 @@
 /* Sums in the order of the machine: the bytes of the folded result are swapped at the end (RFC 1071 2 (B)). */
 #include "checksum.h"
 
+#include <stdbool.h>
+
 #include "vipsec.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
 
-enum { VECTOR_FROM = 128 }; /* bytes from which the vector loop pays */
+enum { VECTOR_FROM = 64 }; /* bytes from which the vector loop pays */
 
 /* What sum and copy share; `to` NULL: only sum. Always inlined, so that the test of `to` costs nothing. */
 static inline __attribute__((always_inline)) uint64_t plain(uint8_t *to, const uint8_t *from, size_t len) {
@@ -53,36 +55,42 @@ static inline uint16_t finish(uint64_t total) {
 
 #if defined(__x86_64__)
 
-/* 128 bytes a turn: the low and the high half of each 64-bit lane are added apart, so nothing ever carries out. */
-__attribute__((target("avx2"))) static inline __attribute__((always_inline)) uint64_t
-vector(uint8_t *to, const uint8_t *from, size_t len) {
+#define AVX2 __attribute__((target("avx2")))
+
+/* 32 bytes into a total: the low and the high half of each 64-bit lane are added apart, so nothing ever carries out. */
+AVX2 static inline __attribute__((always_inline)) __m256i step(__m256i total, uint8_t *to, const uint8_t *from) {
     const __m256i low = _mm256_set1_epi64x(0xffffffff);
-    __m256i total[4] = {_mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256(),
-                        _mm256_setzero_si256()};
+    const __m256i x = _mm256_loadu_si256((const __m256i *)(const void *)from);
+    if (to != NULL) {
+        _mm256_storeu_si256((__m256i *)(void *)to, x);
+    }
+    return _mm256_add_epi64(total, _mm256_add_epi64(_mm256_and_si256(x, low), _mm256_srli_epi64(x, 32)));
+}
+
+AVX2 static inline __attribute__((always_inline)) uint64_t vector(uint8_t *to, const uint8_t *from, size_t len) {
+    const bool copy = to != NULL;
+    __m256i a = _mm256_setzero_si256(), b = a, c = a, d = a;
     for (; len >= 128; len -= 128, from += 128) {
-        for (int i = 0; i < 4; i++) {
-            const __m256i x = _mm256_loadu_si256((const __m256i *)(const void *)(from + 32 * i));
-            if (to != NULL) {
-                _mm256_storeu_si256((__m256i *)(void *)(to + 32 * i), x);
-            }
-            total[i] = _mm256_add_epi64(total[i],
-                                        _mm256_add_epi64(_mm256_and_si256(x, low), _mm256_srli_epi64(x, 32)));
-        }
-        if (to != NULL) {
-            to += 128;
-        }
+        a = step(a, to, from);
+        b = step(b, copy ? to + 32 : NULL, from + 32);
+        c = step(c, copy ? to + 64 : NULL, from + 64);
+        d = step(d, copy ? to + 96 : NULL, from + 96);
+        to = copy ? to + 128 : NULL;
+    }
+    for (; len >= 32; len -= 32, from += 32) {
+        a = step(a, to, from);
+        to = copy ? to + 32 : NULL;
     }
     uint64_t lanes[4];
-    const __m256i all = _mm256_add_epi64(_mm256_add_epi64(total[0], total[1]), _mm256_add_epi64(total[2], total[3]));
-    _mm256_storeu_si256((__m256i *)(void *)lanes, all);
+    _mm256_storeu_si256((__m256i *)(void *)lanes, _mm256_add_epi64(_mm256_add_epi64(a, b), _mm256_add_epi64(c, d)));
     return lanes[0] + lanes[1] + lanes[2] + lanes[3] + plain(to, from, len);
 }
 
-__attribute__((target("avx2"))) static uint64_t vector_sum(const uint8_t *from, size_t len) {
+AVX2 static uint64_t vector_sum(const uint8_t *from, size_t len) {
     return vector(NULL, from, len);
 }
 
-__attribute__((target("avx2"))) static uint64_t vector_copy(uint8_t *to, const uint8_t *from, size_t len) {
+AVX2 static uint64_t vector_copy(uint8_t *to, const uint8_t *from, size_t len) {
     return vector(to, from, len);
 }
 

@@ -52,12 +52,28 @@ static bool same(const uint64_t *a, const uint64_t *b, size_t words) {
     return difference == 0;
 }
 
-const struct vipsec_flow_verdict *flow_match(const struct vipsec_flow_table *table, unsigned copy,
-                                             const uint8_t *frame, uint32_t len, const struct vipsec_frame_view *view) {
+/* The slot of one pair that holds these words, or NULL. */
+static const struct flow_slot *find(const struct flow_half *half, const uint64_t *words, size_t count, uint64_t hash) {
+    const uint32_t tag = flow_tag(hash);
+    for (size_t at = hash & half->mask;; at = (at + 1) & half->mask) {
+        const struct flow_slot *slot = flow_slot(half, at);
+        if (slot->tag == 0) {
+            return NULL;
+        }
+        if (slot->tag == tag && same(slot->key, words, count)) {
+            return slot;
+        }
+    }
+}
+
+/* The look-up from pair number `from` on, after those before it gave `best`. */
+static inline const struct vipsec_flow_verdict *look_on(const struct vipsec_flow_table *table, unsigned copy,
+                                                        const uint8_t *frame, uint32_t len,
+                                                        const struct vipsec_frame_view *view, size_t from,
+                                                        const struct vipsec_flow_verdict *best) {
     const struct flow_index *index = &table->index[copy];
-    const struct vipsec_flow_verdict *best = NULL;
-    const struct flow_group *group = NULL;
-    for (size_t i = 0; i < index->count; i++) {
+    const struct flow_group *group = from > 0 ? index->pairs[from - 1]->group : NULL;
+    for (size_t i = from; i < index->count; i++) {
         const struct flow_pair *pair = index->pairs[i];
         const struct flow_half *half = &pair->half[copy];
         const struct flow_classifier *classifier = pair->classifier;
@@ -69,18 +85,80 @@ const struct vipsec_flow_verdict *flow_match(const struct vipsec_flow_table *tab
             continue;
         }
         const uint64_t hash = hash_words(&table->secret, words, classifier->words);
-        for (size_t at = hash & half->mask; half->slots[at].rule != NULL; at = (at + 1) & half->mask) {
-            const struct flow_slot *slot = &half->slots[at];
-            if (slot->hash == hash && same(slot->rule->key, words, classifier->words)) {
-                if (best == NULL || slot->rule->verdict.priority > best->priority) {
-                    best = &slot->rule->verdict;
-                    group = pair->group;
-                }
-                break;
-            }
+        const struct flow_slot *slot = find(half, words, classifier->words, hash);
+        if (slot != NULL && (best == NULL || slot->verdict.priority > best->priority)) {
+            best = &slot->verdict;
+            group = pair->group;
         }
     }
     return best;
+}
+
+const struct vipsec_flow_verdict *flow_match(const struct vipsec_flow_table *table, unsigned copy,
+                                             const uint8_t *frame, uint32_t len, const struct vipsec_frame_view *view) {
+    return look_on(table, copy, frame, len, view, 0, NULL);
+}
+
+enum { BATCH = 32 };
+
+/* What the first pair compares of each packet. */
+struct probe {
+    uint64_t words[FLOW_MAX_WORDS];
+    uint64_t hash;
+    bool there;
+};
+
+void flow_match_many(const struct vipsec_flow_table *table, unsigned copy, struct flow_item *items, size_t count) {
+    const struct flow_index *index = &table->index[copy];
+    struct probe probes[BATCH];
+    for (size_t i = 0; index->count == 0 && i < count; i++) {
+        items[i].verdict = NULL;
+    }
+    for (size_t done = 0; index->count > 0 && done < count; done += BATCH) {
+        const struct flow_half *half = &index->pairs[0]->half[copy];
+        const struct flow_classifier *classifier = index->pairs[0]->classifier;
+        const size_t some = count - done < BATCH ? count - done : BATCH;
+        for (size_t i = 0; i < some; i++) {
+            const struct flow_item *item = &items[done + i];
+            struct probe *probe = &probes[i];
+            probe->there = extract(classifier, item->frame, item->len, item->view, probe->words);
+            if (probe->there) {
+                probe->hash = hash_words(&table->secret, probe->words, classifier->words);
+                const struct flow_slot *slot = flow_slot(half, probe->hash & half->mask);
+                __builtin_prefetch(slot);
+                __builtin_prefetch((const uint8_t *)slot + half->stride - 1);
+            }
+        }
+        for (size_t i = 0; i < some; i++) {
+            struct flow_item *item = &items[done + i];
+            const struct flow_slot *slot =
+                probes[i].there ? find(half, probes[i].words, classifier->words, probes[i].hash) : NULL;
+            const struct vipsec_flow_verdict *best = slot != NULL ? &slot->verdict : NULL;
+            item->verdict = look_on(table, copy, item->frame, item->len, item->view, 1, best);
+        }
+    }
+}
+
+void vipsec_flow_match_many(struct vipsec_flow_table *table, const uint8_t *const *frames, const uint32_t *lens,
+                            size_t count, struct vipsec_flow_verdict *verdicts, uint8_t *found) {
+    const unsigned copy = flow_enter(table);
+    for (size_t done = 0; done < count; done += BATCH) {
+        struct vipsec_frame_view views[BATCH];
+        struct flow_item items[BATCH];
+        const size_t some = count - done < BATCH ? count - done : BATCH;
+        for (size_t i = 0; i < some; i++) {
+            items[i] = (struct flow_item){frames[done + i], &views[i], lens[done + i], NULL};
+            frame_view(frames[done + i], lens[done + i], 0, &views[i]);
+        }
+        flow_match_many(table, copy, items, some);
+        for (size_t i = 0; i < some; i++) {
+            found[done + i] = items[i].verdict != NULL;
+            if (items[i].verdict != NULL) {
+                verdicts[done + i] = *items[i].verdict;
+            }
+        }
+    }
+    flow_leave(table, copy);
 }
 
 int vipsec_flow_match(struct vipsec_flow_table *table, const uint8_t *frame, uint32_t len, uint32_t l3,

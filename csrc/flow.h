@@ -71,6 +71,17 @@ static inline bool flow_any(const struct vipsec_flow_table *table, unsigned copy
 const struct vipsec_flow_verdict *flow_match(const struct vipsec_flow_table *table, unsigned copy,
                                              const uint8_t *frame, uint32_t len, const struct vipsec_frame_view *view);
 
+/* One frame of a batch. */
+struct flow_item {
+    const uint8_t *frame;
+    const struct vipsec_frame_view *view;
+    uint32_t len;
+    const struct vipsec_flow_verdict *verdict; /* set: as flow_match returns it */
+};
+
+/* flow_match for a batch: memory that is far away is fetched for all of them at the same time. */
+void flow_match_many(const struct vipsec_flow_table *table, unsigned copy, struct flow_item *items, size_t count);
+
 /* ---- between flow.c and flow_table.c ------------------------------------------------------- */
 
 /* 8 octets of a header and which of their bits are compared. */
@@ -92,7 +103,6 @@ struct flow_classifier {
     struct flow_word word[FLOW_MAX_WORDS];
 };
 
-/* What a look-up reads stands in the first cache line unless the key has more than 6 words. */
 struct vipsec_flow_rule {
     struct vipsec_flow_verdict verdict;
     uint64_t key[FLOW_MAX_WORDS];
@@ -101,20 +111,31 @@ struct vipsec_flow_rule {
     uint64_t hash;
 };
 
+/* All that a look-up reads of a rule, so that it misses the caches once. */
 struct flow_slot {
-    uint64_t hash;
-    struct vipsec_flow_rule *rule; /* NULL: free */
+    struct vipsec_flow_verdict verdict;
+    uint32_t tag; /* upper half of the hash, made odd; 0: free */
+    uint64_t key[];
 };
 
 /* One copy of a pair's rules: open addressing, linear probing. */
 struct flow_half {
-    struct flow_slot *slots;
-    size_t mask;
-    size_t used;
+    uint8_t *slots; /* struct flow_slot, `stride` bytes each */
+    size_t mask, stride;
     uint32_t highest, top_id; /* its best rule */
-    struct flow_slot *spare;  /* room to grow into, got before a change begins */
+    /* What follows is the writer's. */
+    struct vipsec_flow_rule **rules; /* the best rule of each slot */
+    size_t used;
+    uint8_t *spare_slots; /* room to grow into, got before a change begins */
+    struct vipsec_flow_rule **spare_rules;
     size_t spare_mask;
 };
+
+static inline struct flow_slot *flow_slot(const struct flow_half *half, size_t number) {
+    return (struct flow_slot *)(void *)(half->slots + number * half->stride);
+}
+
+static inline uint32_t flow_tag(uint64_t hash) { return (uint32_t)(hash >> 32) | 1; }
 
 struct flow_group {
     struct flow_group *next;

@@ -29,42 +29,66 @@ static bool better(const struct vipsec_flow_rule *a, const struct vipsec_flow_ru
 }
 
 /* The slot of this rule's key: the one that holds it, or the free one where it goes. */
-static struct flow_slot *locate(const struct flow_half *half, const struct vipsec_flow_rule *rule, size_t words) {
+static size_t locate(const struct flow_half *half, const struct vipsec_flow_rule *rule, size_t words) {
     for (size_t at = rule->hash & half->mask;; at = (at + 1) & half->mask) {
-        struct flow_slot *slot = &half->slots[at];
-        if (slot->rule == NULL ||
-            (slot->hash == rule->hash && memcmp(slot->rule->key, rule->key, words * 8) == 0)) {
-            return slot;
+        const struct vipsec_flow_rule *there = half->rules[at];
+        if (there == NULL || (there->hash == rule->hash && memcmp(there->key, rule->key, words * 8) == 0)) {
+            return at;
         }
     }
 }
 
+/* Makes the slot show what rules[at] says. */
+static void show(struct flow_half *half, size_t at, size_t words) {
+    const struct vipsec_flow_rule *rule = half->rules[at];
+    struct flow_slot *slot = flow_slot(half, at);
+    if (rule == NULL) {
+        slot->tag = 0;
+        return;
+    }
+    slot->verdict = rule->verdict;
+    slot->tag = flow_tag(rule->hash);
+    memcpy(slot->key, rule->key, 8 * words);
+}
+
+static void drop_spare(struct flow_half *half) {
+    free(half->spare_slots);
+    free(half->spare_rules);
+    half->spare_slots = NULL;
+    half->spare_rules = NULL;
+}
+
 /* Gets the room that one more rule may need; false: no memory. */
-static bool half_reserve(struct flow_half *half) {
+static bool half_reserve(struct flow_half *half, size_t words) {
     if (half->slots != NULL && (half->used + 1) * 4 <= (half->mask + 1) * 3) {
         return true;
     }
     const size_t slots = half->slots == NULL ? FIRST_SLOTS : (half->mask + 1) * 2;
-    if (half->spare == NULL) {
-        half->spare = calloc(slots, sizeof *half->spare);
-        half->spare_mask = slots - 1;
+    half->spare_slots = calloc(slots, sizeof(struct flow_slot) + 8 * words);
+    half->spare_rules = calloc(slots, sizeof(struct vipsec_flow_rule *));
+    half->spare_mask = slots - 1;
+    if (half->spare_slots == NULL || half->spare_rules == NULL) {
+        drop_spare(half);
+        return false;
     }
-    return half->spare != NULL;
+    return true;
 }
 
-static void half_grow(struct flow_half *half) {
-    struct flow_slot *old = half->slots;
+static void half_grow(struct flow_half *half, size_t words) {
+    struct vipsec_flow_rule **old = half->rules;
     const size_t slots = old == NULL ? 0 : half->mask + 1;
-    half->slots = half->spare;
+    free(half->slots);
+    half->slots = half->spare_slots;
+    half->rules = half->spare_rules;
     half->mask = half->spare_mask;
-    half->spare = NULL;
+    half->stride = sizeof(struct flow_slot) + 8 * words;
+    half->spare_slots = NULL;
+    half->spare_rules = NULL;
     for (size_t i = 0; i < slots; i++) {
-        if (old[i].rule != NULL) {
-            size_t at = old[i].hash & half->mask;
-            while (half->slots[at].rule != NULL) {
-                at = (at + 1) & half->mask;
-            }
-            half->slots[at] = old[i];
+        if (old[i] != NULL) {
+            const size_t at = locate(half, old[i], words);
+            half->rules[at] = old[i];
+            show(half, at, words);
         }
     }
     free(old);
@@ -72,14 +96,13 @@ static void half_grow(struct flow_half *half) {
 
 /* Whether this changes which rule of the half is the best one. */
 static bool half_insert(struct flow_half *half, unsigned copy, struct vipsec_flow_rule *rule, size_t words) {
-    if (half->spare != NULL) {
-        half_grow(half);
+    if (half->spare_slots != NULL) {
+        half_grow(half, words);
     }
-    struct flow_slot *slot = locate(half, rule, words);
-    struct vipsec_flow_rule **link = &slot->rule;
+    const size_t at = locate(half, rule, words);
     const bool first = half->used == 0;
+    struct vipsec_flow_rule **link = &half->rules[at];
     if (*link == NULL) {
-        slot->hash = rule->hash;
         half->used++;
     }
     while (*link != NULL && better(*link, rule)) {
@@ -87,6 +110,7 @@ static bool half_insert(struct flow_half *half, unsigned copy, struct vipsec_flo
     }
     rule->next[copy] = *link;
     *link = rule;
+    show(half, at, words);
     const struct vipsec_flow_verdict *verdict = &rule->verdict;
     if (!first && (verdict->priority < half->highest ||
                    (verdict->priority == half->highest && verdict->rule_id > half->top_id))) {
@@ -98,11 +122,13 @@ static bool half_insert(struct flow_half *half, unsigned copy, struct vipsec_flo
 }
 
 static void find_best(struct flow_half *half) {
-    const struct vipsec_flow_rule *best = NULL;
+    const struct flow_slot *best = NULL;
     for (size_t i = 0; i <= half->mask; i++) {
-        const struct vipsec_flow_rule *rule = half->slots[i].rule;
-        if (rule != NULL && (best == NULL || better(rule, best))) {
-            best = rule;
+        const struct flow_slot *slot = flow_slot(half, i);
+        if (slot->tag != 0 && (best == NULL || slot->verdict.priority > best->verdict.priority ||
+                               (slot->verdict.priority == best->verdict.priority &&
+                                slot->verdict.rule_id < best->verdict.rule_id))) {
+            best = slot;
         }
     }
     half->highest = best != NULL ? best->verdict.priority : 0;
@@ -110,26 +136,29 @@ static void find_best(struct flow_half *half) {
 }
 
 /* Closes the gap of an emptied slot, so that every entry can be reached from where its hash points. */
-static void close_gap(struct flow_half *half, size_t gap) {
-    for (size_t at = (gap + 1) & half->mask; half->slots[at].rule != NULL; at = (at + 1) & half->mask) {
-        const size_t home = half->slots[at].hash & half->mask;
+static void close_gap(struct flow_half *half, size_t gap, size_t words) {
+    for (size_t at = (gap + 1) & half->mask; half->rules[at] != NULL; at = (at + 1) & half->mask) {
+        const size_t home = half->rules[at]->hash & half->mask;
         if (((at - home) & half->mask) >= ((at - gap) & half->mask)) {
-            half->slots[gap] = half->slots[at];
+            half->rules[gap] = half->rules[at];
+            show(half, gap, words);
             gap = at;
         }
     }
-    half->slots[gap].rule = NULL;
+    half->rules[gap] = NULL;
+    show(half, gap, words);
 }
 
 static bool half_remove(struct flow_half *half, unsigned copy, struct vipsec_flow_rule *rule, size_t words) {
-    struct flow_slot *slot = locate(half, rule, words);
-    struct vipsec_flow_rule **link = &slot->rule;
+    const size_t at = locate(half, rule, words);
+    struct vipsec_flow_rule **link = &half->rules[at];
     while (*link != rule) {
         link = &(*link)->next[copy];
     }
     *link = rule->next[copy];
-    if (slot->rule == NULL) {
-        close_gap(half, (size_t)(slot - half->slots));
+    show(half, at, words);
+    if (half->rules[at] == NULL) {
+        close_gap(half, at, words);
         half->used--;
     }
     if (rule->verdict.rule_id != half->top_id) {
@@ -386,10 +415,11 @@ static void unlink_pair(struct vipsec_flow_table *table, struct flow_pair *pair)
     }
     *link = pair->next;
     table->pair_count--;
-    free(pair->half[0].slots);
-    free(pair->half[1].slots);
-    free(pair->half[0].spare);
-    free(pair->half[1].spare);
+    for (int copy = 0; copy < 2; copy++) {
+        free(pair->half[copy].slots);
+        free(pair->half[copy].rules);
+        drop_spare(&pair->half[copy]);
+    }
     free(pair);
 }
 
@@ -418,7 +448,8 @@ static bool add(struct vipsec_flow_table *table, struct vipsec_flow_rule *rule, 
             ready = ready && change.longer[copy] != NULL;
         }
     }
-    if (!ready || !half_reserve(&pair->half[0]) || !half_reserve(&pair->half[1])) {
+    if (!ready || !half_reserve(&pair->half[0], classifier->words) || !half_reserve(&pair->half[1], classifier->words)) {
+        drop_spare(&pair->half[0]);
         free(change.longer[0]);
         free(change.longer[1]);
         if (new) {
@@ -436,12 +467,11 @@ static bool add(struct vipsec_flow_table *table, struct vipsec_flow_rule *rule, 
 struct vipsec_flow_rule *vipsec_flow_add_rule(struct vipsec_flow_table *table,
                                               const struct vipsec_flow_rule_config *config, const uint8_t *keys,
                                               size_t key_len, int *result) {
-    struct vipsec_flow_rule *rule = aligned_alloc(64, (sizeof *rule + 63) / 64 * 64);
+    struct vipsec_flow_rule *rule = calloc(1, sizeof *rule);
     if (rule == NULL) {
         *result = VIPSEC_FLOW_NO_MEMORY;
         return NULL;
     }
-    memset(rule, 0, sizeof *rule);
     pthread_mutex_lock(&table->lock);
     struct flow_group *group = find_group(table, config->group_id);
     struct flow_classifier *classifier = find_classifier(table, config->classifier_id);
@@ -484,7 +514,7 @@ void vipsec_flow_table_free(struct vipsec_flow_table *table) {
     while (table->pairs != NULL) {
         const struct flow_half *half = &table->pairs->half[0];
         for (size_t i = 0; i <= half->mask; i++) {
-            for (struct vipsec_flow_rule *rule = half->slots[i].rule, *next; rule != NULL; rule = next) {
+            for (struct vipsec_flow_rule *rule = half->rules[i], *next; rule != NULL; rule = next) {
                 next = rule->next[0];
                 free(rule);
             }

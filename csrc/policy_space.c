@@ -3,6 +3,14 @@
 
 #include <stdlib.h>
 
+static inline bool same(const uint64_t *a, const uint64_t *b, uint32_t words) {
+    uint64_t difference = 0;
+    for (uint32_t i = 0; i < words; i++) {
+        difference |= a[i] ^ b[i];
+    }
+    return difference == 0;
+}
+
 const struct policy_entry *policy_space_find(const struct policy_space *space, const struct policy_key *key) {
     const struct policy_entry *best = NULL;
     for (uint32_t t = 0; t < space->table_count; t++) {
@@ -15,15 +23,16 @@ const struct policy_entry *policy_space_find(const struct policy_space *space, c
             words[i] = key->word[i] & table->mask[i];
         }
         const uint64_t hash = hash_words(space->secret, words, space->words);
+        const uint32_t tag = (uint32_t)(hash >> 32);
         for (size_t at = hash & table->slot_mask; table->slots[at].entry != 0; at = (at + 1) & table->slot_mask) {
             const struct policy_slot *slot = &table->slots[at];
-            const struct policy_entry *entry = &space->entries[slot->entry - 1];
-            if (slot->hash != hash || memcmp(entry->word, words, 8 * space->words) != 0) {
+            const struct policy_entry *entry = policy_entry(space, slot->entry - 1);
+            if (slot->tag != tag || !same(entry->word, words, space->words)) {
                 continue;
             }
             while (entry != NULL && (key->number[0] < entry->low[0] || key->number[0] > entry->high[0] ||
                                      key->number[1] < entry->low[1] || key->number[1] > entry->high[1])) {
-                entry = entry->next != 0 ? &space->entries[entry->next - 1] : NULL;
+                entry = entry->next != 0 ? policy_entry(space, entry->next - 1) : NULL;
             }
             if (entry != NULL && (best == NULL || entry->order < best->order)) {
                 best = entry;
@@ -78,8 +87,13 @@ static bool make_entry(const struct wish *wish, enum policy_hidden hidden, bool 
     if (s->family != 0 && s->family != (ipv6 ? 6 : 4)) {
         return false;
     }
-    *entry = (struct policy_entry){.high = {0xffff, 0xffff}, .order = wish->order, .rule = wish->rule,
-                                   .sa_id = wish->sa_id, .outcome = wish->outcome};
+    entry->low[0] = entry->low[1] = 0;
+    entry->high[0] = entry->high[1] = 0xffff;
+    entry->order = wish->order;
+    entry->rule = wish->rule;
+    entry->sa_id = wish->sa_id;
+    entry->next = 0;
+    entry->outcome = wish->outcome;
     if (hidden == POLICY_PROTOCOL_HIDDEN) {
         asks = protocol;
         protocol = false;
@@ -110,6 +124,8 @@ static bool make_entry(const struct wish *wish, enum policy_hidden hidden, bool 
     policy_key_words(&masks, keyed_by_sa ? UINT32_MAX : 0, protocol ? 0xff : 0, ipv6, local, remote);
     for (size_t i = 0; i < POLICY_WORDS; i++) {
         mask[i] = masks.word[i];
+    }
+    for (size_t i = 0; i < (ipv6 ? POLICY_WORDS : POLICY_WORDS_IPV4); i++) {
         entry->word[i] = key.word[i] & mask[i];
     }
     return true;
@@ -131,18 +147,19 @@ static uint32_t table_of(struct policy_space *space, const uint64_t *mask, uint3
 
 /* Entries come in from the last to the first, so that each goes to the head of its chain. */
 static void insert(const struct policy_space *space, uint32_t number) {
-    struct policy_entry *entry = &space->entries[number];
+    struct policy_entry *entry = policy_entry(space, number);
     const struct policy_table *table = &space->tables[entry->table];
     const uint64_t hash = hash_words(space->secret, entry->word, space->words);
+    const uint32_t tag = (uint32_t)(hash >> 32);
     size_t at = hash & table->slot_mask;
     for (; table->slots[at].entry != 0; at = (at + 1) & table->slot_mask) {
         const struct policy_slot *slot = &table->slots[at];
-        if (slot->hash == hash && memcmp(space->entries[slot->entry - 1].word, entry->word, sizeof entry->word) == 0) {
+        if (slot->tag == tag && same(policy_entry(space, slot->entry - 1)->word, entry->word, space->words)) {
             entry->next = slot->entry;
             break;
         }
     }
-    table->slots[at] = (struct policy_slot){hash, number + 1};
+    table->slots[at] = (struct policy_slot){tag, number + 1};
 }
 
 /* `wishes` stand in the order of trial. False: no memory. */
@@ -151,14 +168,16 @@ static bool space_build(struct policy_space *space, const struct hash_secret *se
     size_t slots = 0;
     space->secret = secret;
     space->words = ipv6 ? POLICY_WORDS : POLICY_WORDS_IPV4;
-    space->entries = calloc(count + 1, sizeof *space->entries);
+    /* Of IPv4, one entry for each cache line. */
+    space->stride = (sizeof(struct policy_entry) + 8 * space->words + 15) / 16 * 16;
+    space->entries = aligned_alloc(64, ((count + 1) * space->stride + 63) / 64 * 64);
     space->tables = calloc(count + 1, sizeof *space->tables);
     if (space->entries == NULL || space->tables == NULL) {
         return false;
     }
     for (size_t i = 0; i < count; i++) {
         uint64_t mask[POLICY_WORDS];
-        struct policy_entry *entry = &space->entries[space->entry_count];
+        struct policy_entry *entry = policy_entry(space, space->entry_count);
         if (make_entry(&wishes[i], hidden, ipv6, keyed_by_sa, entry, mask)) {
             entry->table = table_of(space, mask, entry->order);
             space->entry_count++;

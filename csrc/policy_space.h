@@ -17,18 +17,18 @@ struct policy_key {
 };
 
 struct policy_entry {
-    uint64_t word[POLICY_WORDS]; /* masked */
     uint16_t low[2], high[2];
     uint32_t order; /* place in the order of trial */
     uint32_t rule;  /* place in the caller's list */
     uint32_t sa_id;
-    uint32_t next; /* number of the next entry with the same words, in order; 0 for none */
+    uint32_t next; /* number of the next entry with the same words, in order, plus 1; 0 for none */
     uint32_t table;
     uint8_t outcome;
+    uint64_t word[]; /* masked; as many as the space has */
 };
 
 struct policy_slot {
-    uint64_t hash;
+    uint32_t tag;   /* upper half of the hash */
     uint32_t entry; /* number + 1; 0: free */
 };
 
@@ -44,12 +44,17 @@ struct policy_table {
 /* The tables by their lowest order. */
 struct policy_space {
     struct policy_table *tables;
-    struct policy_entry *entries;
+    uint8_t *entries; /* struct policy_entry, `stride` bytes each */
+    size_t stride;
     struct policy_slot *slots;
     const struct hash_secret *secret;
     uint32_t table_count, entry_count;
     uint32_t words;
 };
+
+static inline struct policy_entry *policy_entry(const struct policy_space *space, uint32_t number) {
+    return (struct policy_entry *)(void *)(space->entries + number * space->stride);
+}
 
 struct vipsec_policy {
     struct hash_secret secret;

@@ -421,6 +421,10 @@ void vipsec_flow_remove_rule(struct vipsec_flow_table *table, struct vipsec_flow
 int vipsec_flow_match(struct vipsec_flow_table *table, const uint8_t *frame, uint32_t len, uint32_t l3,
                       struct vipsec_flow_verdict *verdict);
 
+/* The same for a batch: found[i] says whether verdicts[i] was set. */
+void vipsec_flow_match_many(struct vipsec_flow_table *table, const uint8_t *const *frames, const uint32_t *lens,
+                            size_t count, struct vipsec_flow_verdict *verdicts, uint8_t *found);
+
 /* ---- receive filter, hash and steering ------------------------------------------------------- */
 
 #define VIPSEC_MAX_FLOWS 4096

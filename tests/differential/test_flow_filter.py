@@ -39,6 +39,13 @@ class Both:
         assert self.table.match(frame) is expected, frame.hex()
         return expected
 
+    def match_many(self, frames: list[bytes]) -> None:
+        slow = FlowFilter(self.objects)
+        expected = [slow.match(frame, view(frame)) for frame in frames]
+        assert all(
+            found is wanted for found, wanted in zip(self.table.match_many(frames), expected, strict=True)
+        )
+
     def add_group(self, ident: int) -> None:
         taken = {g.group_priority for g in self.objects.groups.values()}
         priority = self.rnd.choice([p for p in range(100) if p not in taken])
@@ -141,9 +148,12 @@ def test_random_rules_while_they_change(seed: int) -> None:
             both.add_classifier(min(unused, default=rnd.randrange(1000, 2000)))
         pool[rnd.randrange(len(pool))] = spoilt(rnd, laid(rnd).data)
         matched += both.match(rnd.choice(pool)) is not None
+        if step > 0.98:
+            both.match_many(rnd.choices(pool, k=rnd.choice((0, 1, 31, 32, 33, 70))))
     for ident in list(both.objects.rules):
         both.remove_rule(ident)
         both.match(pool[0])
+    both.match_many(pool)
     assert len(both.table) == 0
     assert matched > 50
 

@@ -5,6 +5,7 @@ One object per device, changed by the admin commands while worker threads look p
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from virtio_ipsec.errors import ConfigError
@@ -86,13 +87,27 @@ class FlowTable:
         found = self.verdict(frame, l3)
         return None if found is None else self._rules[found.rule_id][0]
 
+    def match_many(self, frames: Sequence[bytes]) -> list[FfRule | None]:
+        """:meth:`match` for each frame of a batch."""
+        ffi, lib = native.extension()
+        buffers = [ffi.new("uint8_t[]", frame or b"\0") for frame in frames]
+        verdicts: Any = ffi.new("struct vipsec_flow_verdict[]", len(frames))
+        found: Any = ffi.new("uint8_t[]", len(frames))
+        pointers = ffi.new("uint8_t *[]", buffers)
+        lengths = ffi.new("uint32_t[]", [len(frame) for frame in frames])
+        lib.vipsec_flow_match_many(self._handle, pointers, lengths, len(frames), verdicts, found)
+        return [
+            self._rules[verdict.rule_id][0] if there else None
+            for verdict, there in zip(verdicts, found, strict=True)
+        ]
+
     def verdict(self, frame: bytes, l3: int = 0) -> Any:
         """``struct vipsec_flow_verdict *`` of that rule, or None."""
         ffi, lib = native.extension()
         result: Any = ffi.new("struct vipsec_flow_verdict *")
         return result if lib.vipsec_flow_match(self._handle, frame, len(frame), l3, result) else None
 
-    def _forget(self, idents: Any) -> None:
+    def _forget(self, idents: Iterable[int]) -> None:
         _, lib = native.extension()
         for ident in list(idents):
             lib.vipsec_flow_remove_rule(self._handle, self._rules.pop(ident)[1])
