@@ -24,6 +24,16 @@ static bool allocate(struct vipsec_queue *q) {
     return q->holds != NULL && q->segments != NULL && (q->order != NULL || !q->in_order);
 }
 
+static int set_up(struct vipsec_queue *q) {
+    struct guard_frame frame;
+    if (guard_enter(&frame, q->memory) != 0) {
+        return VIPSEC_FAULT_MEMORY;
+    }
+    const int wrong = q->is_packed ? ring_packed_set_up(q) : ring_split_set_up(q);
+    guard_leave(&frame);
+    return wrong;
+}
+
 struct vipsec_queue *vipsec_queue_new(struct vipsec_memory *memory, const struct vipsec_queue_config *config,
                                       int *fault) {
     *fault = VIPSEC_FAULT_NONE;
@@ -45,23 +55,11 @@ struct vipsec_queue *vipsec_queue_new(struct vipsec_memory *memory, const struct
         .in_order = (config->flags & VIPSEC_QUEUE_IN_ORDER) != 0,
         .config = *config,
     };
-    struct vipsec_queue *volatile made = q;
-    struct guard_frame frame;
-    if (!allocate(q)) {
+    if (!allocate(q) || (*fault = set_up(q)) != 0) {
         vipsec_queue_free(q);
         return NULL;
     }
-    if (guard_enter(&frame, memory) == 0) {
-        *fault = q->is_packed ? ring_packed_set_up(q) : ring_split_set_up(q);
-        guard_leave(&frame);
-    } else {
-        *fault = VIPSEC_FAULT_MEMORY;
-    }
-    if (*fault != 0) {
-        vipsec_queue_free(made);
-        return NULL;
-    }
-    return made;
+    return q;
 }
 
 void vipsec_queue_free(struct vipsec_queue *q) {
