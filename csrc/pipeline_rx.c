@@ -23,6 +23,7 @@ struct delivery {
     uint32_t resource_id;
     uint16_t resource_type;
     uint8_t flags;
+    bool opened;
     bool directed;
     uint32_t queue;
 };
@@ -64,13 +65,19 @@ static bool is_for_ipsec(const struct rx_item *item, const struct esp_found *fou
     return found->header.udp_dport == (sa != NULL ? load_be16(sa->udp + 2) : ESP_IN_UDP_PORT);
 }
 
+/* The source of the tunnel header, for the operator's policy. */
+static void remember_outer(struct rx_item *item, const uint8_t *packet, bool is_tunnel) {
+    item->outer_version = is_tunnel ? item->view.version : 0;
+    memcpy(item->outer_source, item->view.version == 4 ? packet + 12 : packet + 8, item->view.version == 4 ? 4 : 16);
+}
+
 /* A frame that a rule (`required`) or the dialect wants opened. */
 static void look_for_sa(struct vipsec_worker *worker, struct rx_item *item, const struct vipsec_frame *frame,
                         bool required) {
     struct vipsec_port *port = worker->port;
     const struct vipsec_frame_view *view = &item->view;
     item->kind = RX_PLAIN;
-    if (view->version == 0 || !port_has(port, FEATURE_IPSEC)) {
+    if (view->version == 0 || (!port_has(port, FEATURE_IPSEC) && !port->config.by_operator)) {
         return;
     }
     struct esp_found found;
@@ -95,6 +102,7 @@ static void look_for_sa(struct vipsec_worker *worker, struct rx_item *item, cons
             .data = frame->data + view->l3,
             .len = view->end - view->l3,
         };
+        remember_outer(item, frame->data + view->l3, (sa->flags & SA_TUNNEL) != 0);
     } else if (required) {
         item->kind = RX_FAIL;
         item->reason = VIPSEC_REASON_UNKNOWN_SA;
@@ -115,6 +123,13 @@ static void look(struct vipsec_worker *worker, struct rx_item *item, const struc
         return;
     }
     frame_view(frame->data, frame->len, 0, &item->view);
+    if (port->config.by_operator) {
+        look_for_sa(worker, item, frame, false);
+        if (item->view.version == 0) {
+            item->kind = RX_PUNT; /* ARP and its like: Python knows the underlay */
+        }
+        return;
+    }
     const struct vipsec_flow_verdict *rule = match(worker, frame->data, frame->len, &item->view);
     item->has_rule = rule != NULL;
     if (rule == NULL) {
@@ -164,7 +179,7 @@ static bool direct(struct vipsec_worker *worker, const struct vipsec_flow_verdic
 static bool fail(struct vipsec_worker *worker, int reason, const struct vipsec_packet *packet, struct delivery *out) {
     const struct vipsec_port_config *config = &worker->port->config;
     drop(worker, reason);
-    if (config->drop_errors) {
+    if (config->drop_errors || config->by_operator) {
         return false;
     }
     if (packet != NULL) {
@@ -187,6 +202,25 @@ static void strip(const struct vipsec_frame *frame, const struct rx_item *item, 
     frame_view(out->frame, out->len, l3, &out->view);
 }
 
+/* Whether a packet may come in at an operator's port (RFC 4301 5.2): as what its SA is for, or in the clear. */
+static bool admitted(struct vipsec_worker *worker, const struct rx_item *item, const struct delivery *what) {
+    const struct vipsec_policy *policy =
+        atomic_load_explicit(&worker->port->rules.policy, memory_order_acquire);
+    struct vipsec_policy_verdict verdict = {.outcome = VIPSEC_POLICY_DROP_DEFAULT};
+    const uint8_t *packet = what->frame + what->view.l3;
+    const uint32_t len = what->len - what->view.l3;
+    if (policy != NULL && what->opened) {
+        policy_inbound_opened(policy, what->resource_id, packet, len, item->outer_version, item->outer_source, &verdict);
+    } else if (policy != NULL) {
+        policy_inbound_clear(policy, packet, len, &verdict);
+    }
+    if (verdict.outcome == VIPSEC_POLICY_BYPASS) {
+        return true;
+    }
+    drop(worker, VIPSEC_REASON_POLICY);
+    return false;
+}
+
 /* What an SA made of a frame: true to go on with the delivery. */
 static bool opened(struct vipsec_worker *worker, const struct vipsec_frame *frame, const struct rx_item *item,
                    struct delivery *out) {
@@ -207,8 +241,12 @@ static bool opened(struct vipsec_worker *worker, const struct vipsec_frame *fram
     }
     worker_count(&worker->counters.rx_opened, 1);
     strip(frame, item, packet, out);
-    out->flags = port->config.flag_security | (packet->soft_expired ? port->config.flag_soft_expiry : 0);
     out->resource_id = packet->sa_id;
+    out->opened = true;
+    if (port->config.by_operator) {
+        return true;
+    }
+    out->flags = port->config.flag_security | (packet->soft_expired ? port->config.flag_soft_expiry : 0);
     out->resource_type = RESOURCE_INBOUND_SA;
     if (!item->has_rule || item->verdict.action != ACTION_IPSEC_RECIRCULATE) {
         return true;
@@ -252,7 +290,7 @@ static void write_header(const struct vipsec_worker *worker, const struct delive
         what->view.l3 <= 0xffff) {
         store_le16(header + config->outer_nh_at, (uint16_t)what->view.l3);
     }
-    if (config->resource_id_at != VIPSEC_ABSENT) {
+    if (config->resource_id_at != VIPSEC_ABSENT && !config->by_operator) {
         store_le32(header + config->resource_id_at, what->resource_id);
         store_le16(header + config->resource_type_at, what->resource_type);
     }
@@ -416,7 +454,9 @@ static void finish(struct vipsec_worker *worker, const struct rx_item *item, con
             return;
         }
     }
-    deliver(worker, &what);
+    if (!worker->port->config.by_operator || admitted(worker, item, &what)) {
+        deliver(worker, &what);
+    }
 }
 
 void vipsec_worker_receive(struct vipsec_worker *worker, struct vipsec_frame *frames, size_t count) {

@@ -76,10 +76,30 @@ static void flush(struct vipsec_worker *worker) {
 struct tx_order {
     bool protect;
     uint32_t sa_id;
-    uint32_t l3; /* offset of the IP header; protect only */
+    uint32_t l3; /* offset of the IP header where that matters, else 0 */
 };
 
-static void gather(struct vipsec_worker *worker, uint8_t *frame, uint32_t len, const struct tx_order *order, bool more) {
+/* What the operator's policy makes of an IP packet; false: dropped and counted. */
+static bool ordered_by_policy(struct vipsec_worker *worker, const uint8_t *frame, uint32_t len, struct tx_order *order) {
+    const struct vipsec_policy *policy =
+        atomic_load_explicit(&worker->port->rules.policy, memory_order_acquire);
+    struct vipsec_policy_verdict verdict = {.outcome = VIPSEC_POLICY_DROP_DEFAULT};
+    if (policy != NULL) {
+        policy_outbound(policy, frame + order->l3, len - order->l3, &verdict);
+    }
+    order->protect = verdict.outcome == VIPSEC_POLICY_PROTECT;
+    order->sa_id = verdict.sa_id;
+    if (order->protect || verdict.outcome == VIPSEC_POLICY_BYPASS) {
+        return true;
+    }
+    refuse(worker, VIPSEC_REASON_POLICY);
+    return false;
+}
+
+static void gather(struct vipsec_worker *worker, uint8_t *frame, uint32_t len, struct tx_order *order, bool more) {
+    if (worker->port->config.by_operator && !ordered_by_policy(worker, frame, len, order)) {
+        return;
+    }
     if (worker->item_count == PORT_BATCH) {
         flush(worker);
     }
@@ -132,7 +152,8 @@ static uint32_t ip_offset(const struct vipsec_port *port, const uint8_t *header,
 /* Whether the fast path protects the packet, or leaves it as it is; false: Python has to look at it. */
 static bool security(const struct vipsec_port *port, const uint8_t *header, struct tx_order *order) {
     const struct vipsec_port_config *config = &port->config;
-    order->protect = (header[HDR_FLAGS_AT] & config->flag_security) != 0 && port_has(port, FEATURE_IPSEC);
+    const bool asked = (header[HDR_FLAGS_AT] & config->flag_security) != 0 && port_has(port, FEATURE_IPSEC);
+    order->protect = asked && !config->by_operator;
     if (!order->protect) {
         return true;
     }
@@ -146,7 +167,7 @@ static bool room_for_segment(const struct vipsec_worker *worker, size_t need) {
     return worker->segments_used + need <= ARENA_SIZE && worker->item_count < PORT_BATCH;
 }
 
-static void cut(struct vipsec_worker *worker, const struct offload_plan *plan, const struct tx_order *order) {
+static void cut(struct vipsec_worker *worker, const struct offload_plan *plan, struct tx_order *order) {
     const size_t most = (ARENA_HEADROOM + plan->payload + plan->size + ARENA_TAILROOM + 63) & ~(size_t)63;
     for (uint32_t i = 0; i < plan->count; i++) {
         if (!room_for_segment(worker, most)) {
@@ -161,7 +182,7 @@ static void cut(struct vipsec_worker *worker, const struct offload_plan *plan, c
 /* Whether the checksum field lies in the frame, and not in the headers that say where IP is. */
 static bool sum_fits(const struct vipsec_offload_request *request, uint32_t len, const struct tx_order *order) {
     const uint32_t at = (uint32_t)request->csum_start + request->csum_offset;
-    return at + 2 <= len && (!order->protect || at > order->l3);
+    return at + 2 <= len && (order->l3 == 0 || at > order->l3);
 }
 
 /* Everything up to ESP; false, and nothing changed, when Python has to do it. */
@@ -188,7 +209,8 @@ static bool prepare(struct vipsec_worker *worker, const struct tx_raw *raw, uint
     if (offload_check(&request, config->features_low, &base) != OFFLOAD_OK || !security(port, header, &order)) {
         return false;
     }
-    if ((base != 0 || order.protect) && (order.l3 = ip_offset(port, header, frame, len)) == 0) {
+    const bool needs_ip = base != 0 || order.protect || config->by_operator;
+    if (needs_ip && (order.l3 = ip_offset(port, header, frame, len)) == 0) {
         return false;
     }
     const bool sum = base == 0 && (request.flags & HDR_NEEDS_CSUM) != 0 && port_has(port, FEATURE_CSUM);

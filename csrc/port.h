@@ -5,6 +5,7 @@
 
 #include "flow.h"
 #include "frame.h"
+#include "policy.h"
 #include "ring.h"
 #include "sa_table.h"
 #include "steering.h"
@@ -74,6 +75,8 @@ struct rx_item {
     bool has_rule;
     uint8_t kind;
     uint8_t reason;
+    uint8_t outer_version;    /* RX_OPEN by the operator's policy: of the tunnel header, 0 without one */
+    uint8_t outer_source[16];
 };
 
 struct vipsec_worker {

@@ -131,6 +131,7 @@ enum vipsec_reason {
     VIPSEC_REASON_RULE_DROP,
     VIPSEC_REASON_NO_BUFFER,
     VIPSEC_REASON_QUEUE_DISABLED,
+    VIPSEC_REASON_POLICY,
     VIPSEC_REASON_COUNT
 };
 
@@ -533,7 +534,7 @@ struct vipsec_sa_config {
     uint64_t iv_base;        /* outbound: the explicit IV is iv_base + sequence number */
 };
 
-/* What an SA has done, at one moment. 232 bytes. */
+/* What an SA has done, at one moment. 240 bytes. */
 struct vipsec_sa_state {
     uint64_t sequence; /* outbound: the number used last; inbound: the highest one that was authenticated */
     uint64_t packets;  /* that passed every check */
@@ -703,7 +704,6 @@ int vipsec_policy_decide(const struct vipsec_policy *policy, int direction, uint
 
 /* ---- the packet path of one device --------------------------------------------------------- */
 
-struct vipsec_policy;
 struct vipsec_worker;
 
 /* One Ethernet frame in private memory. */
@@ -733,7 +733,14 @@ struct vipsec_port_config {
     uint8_t type_required; /* transmit: resource_type 0 is refused */
     uint8_t open_unasked;  /* receive: an SA is looked for without a rule */
     uint8_t drop_errors;   /* receive: what fails IPsec is dropped, not delivered as an error */
+    uint8_t by_operator;   /* a policy decides about IPsec; the driver knows nothing of it */
 };
+
+/*
+ * With by_operator: what leaves is protected, left alone or dropped as the policy says (frames that are not IP are
+ * Python's to judge); what arrives is opened when there is an SA for it, has then to be what that SA is for and from its
+ * peer, and may otherwise come in only where the policy bypasses. Without a policy nothing passes.
+ */
 
 /* Event counts. Nothing ever counts down. */
 struct vipsec_counters {

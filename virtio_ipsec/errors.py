@@ -181,6 +181,7 @@ class Reason(StrEnum):
     RULE_DROP = "rule_drop"
     NO_BUFFER = "no_buffer"
     QUEUE_DISABLED = "queue_disabled"
+    POLICY = "policy"  # the operator's, of a port whose driver knows nothing of IPsec
 
 
 class PacketError(VirtioIpsecError):

@@ -15,6 +15,7 @@ from virtio_ipsec.errors import ConfigError, Reason
 from virtio_ipsec.fastpath import native
 from virtio_ipsec.fastpath.esp import FastSaTable
 from virtio_ipsec.fastpath.flow import FlowTable
+from virtio_ipsec.fastpath.policy import PolicyTable
 from virtio_ipsec.fastpath.steering import SteeringBlock
 
 _PLAIN_COUNTS = (
@@ -49,6 +50,7 @@ class PortConfig:
     type_required: bool
     open_unasked: bool
     drop_errors: bool
+    by_operator: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +128,12 @@ class Port:
         lib.vipsec_port_set_steering(self._handle, block.handle)
         self._kept["steering"] = block  # and the one before it may go
 
+    def set_policy(self, policy: PolicyTable) -> None:
+        """What becomes of packets at an operator's port."""
+        _, lib = native.extension()
+        lib.vipsec_port_set_policy(self._handle, policy.handle)
+        self._kept["policy"] = policy  # and the one before it may go
+
     def set_guest_checksum(self, on: bool) -> None:
         """Whether DATA_VALID may be reported."""
         _, lib = native.extension()
@@ -201,6 +209,7 @@ def _c_config(config: PortConfig) -> Any:
         "type_required",
         "open_unasked",
         "drop_errors",
+        "by_operator",
     ):
         setattr(made, name, getattr(config, name))
     return made
