@@ -713,6 +713,17 @@ struct vipsec_frame {
     uint32_t reserved;
 };
 
+/* The part of virtio_net_hdr that every negotiated size has (virtio v1.4 5.1.6). Little-endian. */
+struct vipsec_net_hdr {
+    uint8_t flags;
+    uint8_t gso_type;
+    uint16_t hdr_len;
+    uint16_t gso_size;
+    uint16_t csum_start;
+    uint16_t csum_offset;
+    uint16_t num_buffers;
+};
+
 #define VIPSEC_ABSENT 0xffff /* offset of a header field that the negotiated header does not have */
 
 /* What negotiation has fixed until the next reset. Offsets are those in virtio_net_hdr. */

@@ -4,9 +4,17 @@
 #include "bytes.h"
 #include "port.h"
 
-/* Of the flags, gso_type and fixed fields of virtio_net_hdr (virtio v1.4 5.1.6). */
-enum { HDR_NEEDS_CSUM = 1, HDR_DATA_VALID = 2, HDR_FLAGS_AT = 0, HDR_GSO_TYPE_AT = 1, HDR_GSO_SIZE_AT = 4,
-       HDR_CSUM_START_AT = 6, HDR_CSUM_OFFSET_AT = 8, HDR_NUM_BUFFERS_AT = 10 };
+/* flags of virtio_net_hdr, and where its fields are (virtio v1.4 5.1.6). */
+enum { HDR_NEEDS_CSUM = 1, HDR_DATA_VALID = 2 };
+enum {
+    HDR_FLAGS_AT = offsetof(struct vipsec_net_hdr, flags),
+    HDR_GSO_TYPE_AT = offsetof(struct vipsec_net_hdr, gso_type),
+    HDR_GSO_SIZE_AT = offsetof(struct vipsec_net_hdr, gso_size),
+    HDR_CSUM_START_AT = offsetof(struct vipsec_net_hdr, csum_start),
+    HDR_CSUM_OFFSET_AT = offsetof(struct vipsec_net_hdr, csum_offset),
+    HDR_NUM_BUFFERS_AT = offsetof(struct vipsec_net_hdr, num_buffers),
+};
+static_assert(sizeof(struct vipsec_net_hdr) == 12, "the smallest header");
 
 /* Resource types of SAs (virtio v1.4 5.1.6.8). */
 enum { RESOURCE_OUTBOUND_SA = 0x203, RESOURCE_INBOUND_SA = 0x204 };

@@ -9,8 +9,13 @@ import sys
 
 import pytest
 
+from virtio_ipsec.device.config import DeviceConfig
+from virtio_ipsec.device.device import Device
+from virtio_ipsec.device.fast_rings import port_config
 from virtio_ipsec.errors import ConfigError
 from virtio_ipsec.fastpath import gcm, native
+from virtio_ipsec.wire.dialect import RFC_2025_01, V14, Dialect
+from virtio_ipsec.wire.net_header import V14_12
 
 WITHOUT = """
 import sys
@@ -41,6 +46,12 @@ def test_the_extension_is_built() -> None:
 
 def test_everything_but_the_fast_path_works_without_it() -> None:
     assert "the C fast path is not built" in python(WITHOUT)
+
+
+@pytest.mark.parametrize("verb", ["conformance --only NET-IPSEC-DEV-*", "info"])
+def test_the_main_job_runs_on_the_python_path_and_says_so(verb: str) -> None:
+    said = python(WITHOUT + f"virtio_ipsec.cli.main.main({verb.split()!r})")
+    assert "passed: loopback" in said or "PACKETS RUN ON THE PYTHON PATH" in said
 
 
 def test_the_default_is_the_best_engine_of_the_machine() -> None:
@@ -150,3 +161,24 @@ def test_no_memory_for_a_key_is_a_memory_error(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(native, "extension", lambda: (ffi, Exhausted()))
     with pytest.raises(MemoryError):
         engine.key(bytes(16))
+
+
+def test_the_net_header_of_c_is_that_of_the_wire() -> None:
+    ffi, _ = native.extension()
+    fields = V14_12.layout()
+    assert ffi.sizeof("struct vipsec_net_hdr") == V14_12.size
+    for field in fields:
+        assert ffi.offsetof("struct vipsec_net_hdr", field.name) == field.offset, field.name
+
+
+@pytest.mark.parametrize(
+    ("dialect", "size", "places"), [(V14, 32, (12, 24, 26, 30)), (RFC_2025_01, 26, (12, None, 20, 24))]
+)
+def test_c_is_told_where_the_negotiated_header_has_its_fields(
+    dialect: Dialect, size: int, places: tuple[int | None, ...]
+) -> None:
+    device = Device(DeviceConfig(dialect=dialect), lambda n: bytes(n))
+    device.negotiate(device.offered_features)
+    config = port_config(device.context)
+    assert config.header_size == size
+    assert (config.hash_at, config.outer_nh_at, config.resource_id_at, config.resource_type_at) == places

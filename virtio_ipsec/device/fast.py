@@ -9,9 +9,9 @@ from collections.abc import Callable
 
 from virtio_ipsec.device.state import RxFilter, Steering
 from virtio_ipsec.errors import ConfigError
-from virtio_ipsec.fastpath import native
 from virtio_ipsec.fastpath.esp import MAX_SAS, FastInboundSa, FastOutboundSa, FastSaTable, accepts
 from virtio_ipsec.fastpath.flow import FlowTable
+from virtio_ipsec.fastpath.gcm import engine_names
 from virtio_ipsec.fastpath.steering import FlowMemory, SteeringBlock
 from virtio_ipsec.ipsec.params import SaParams
 
@@ -56,9 +56,10 @@ class FastPath:
 
 def fast_path(engine: str, rng: Callable[[int], bytes]) -> FastPath | None:
     """The fast path that ``engine`` asks for: "c" or nothing else will do, "python" has none, "auto" takes C where it
-    is built. ConfigError for another name, or "c" without the extension."""
+    is built and can run. ConfigError for another name, "c" without the extension, or when VIRTIO_IPSEC_ISA forces what
+    there is not."""
     if engine not in ENGINES:
         raise ConfigError(f"engine {engine!r}: one of {', '.join(ENGINES)}")
-    if engine == "python" or (engine == "auto" and not native.available()):
+    if engine == "python" or (engine == "auto" and not engine_names()):
         return None
     return FastPath(rng)

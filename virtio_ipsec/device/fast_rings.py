@@ -16,7 +16,6 @@ from virtio_ipsec.fastpath.rings import FastDeviceQueue
 from virtio_ipsec.ring.base import DeviceQueue
 from virtio_ipsec.ring.chain import QueueLayout
 from virtio_ipsec.ring.memory import GuestMemory
-from virtio_ipsec.wire.net_header import NetHdrCodec
 from virtio_ipsec.wire.numbers import Feature, has
 
 
@@ -150,6 +149,7 @@ class FastRings(Rings):
 def port_config(context: DataPlaneContext) -> PortConfig:
     """What negotiation has fixed, as C wants it."""
     dialect, features = context.dialect, context.features
+    places = {field.name: field.offset for field in context.header.layout()}
     return PortConfig(
         features=features,
         pairs=context.config.max_queue_pairs,
@@ -162,16 +162,9 @@ def port_config(context: DataPlaneContext) -> PortConfig:
         type_required=dialect.tx_resource_type_required,
         open_unasked=dialect.sa_lookup_without_rule,
         drop_errors=context.config.drop_error_packets,
-        **header_offsets(context.header),
+        hash_at=places.get("hash_value"),
+        outer_nh_at=places.get("outer_nh_offset"),
+        resource_id_at=places.get("ipsec_resource_hdr.resource_id"),
+        resource_type_at=places.get("ipsec_resource_hdr.resource_type"),
     )
 
-
-def header_offsets(header: NetHdrCodec) -> dict[str, int | None]:
-    """Where the header in use has the fields that C reads or writes."""
-    places = {field.name: field.offset for field in header.layout()}
-    return {
-        "hash_at": places.get("hash_value"),
-        "outer_nh_at": places.get("outer_nh_offset"),
-        "resource_id_at": places.get("ipsec_resource_hdr.resource_id"),
-        "resource_type_at": places.get("ipsec_resource_hdr.resource_type"),
-    }
