@@ -34,44 +34,42 @@ void esp_inbound(struct vipsec_sa_table *table, struct vipsec_packet *packets, s
 /* Bytes of padding that make payload and trailer a multiple of 4 (RFC 4303 2.4). */
 static inline uint32_t esp_padding(uint32_t payload_len) { return -(payload_len + 2) & 3; }
 
-/* Brings the lines of an SA that a packet of `len` bytes will touch; the SA's own lines are there. */
+/* Brings the lines of an SA that a packet of `len` bytes will touch; the first line of struct sa is there. */
 static inline void esp_prefetch_sa(const struct sa *sa, uint32_t len) {
-    const uint8_t *key = (const uint8_t *)sa->key;
+    const uint8_t *key = (const uint8_t *)sa_key_of(sa_live_of(sa));
+    /* Powers for four blocks, AAD and lengths; round keys of AES-128. */
     const uint8_t *at = key + offsetof(struct vipsec_gcm_key, round_key) - 144;
-    __builtin_prefetch(sa->live, 1);
+    __builtin_prefetch(sa_live_of(sa), 1);
+    if (sa->flags & SA_LIMITED) {
+        __builtin_prefetch(&sa->packets_soft);
+    }
     __builtin_prefetch(at);
     __builtin_prefetch(at + 64);
     __builtin_prefetch(at + 128);
     __builtin_prefetch(at + 192);
     __builtin_prefetch(at + 256);
-    __builtin_prefetch(key + sizeof *sa->key - 1);
-    for (; len > 96 && at > key; len -= 64 < len ? 64 : len) {
+    for (uint32_t covered = 128; covered < len && at > key; covered += 64) {
         at -= 64;
         __builtin_prefetch(at);
     }
 }
 
-/* What a packet's operation has in common both ways. */
-static inline void esp_fill_op(struct vipsec_gcm_op *op, const struct sa *sa, uint8_t *esp, uint32_t len,
-                               uint64_t sequence) {
-    uint8_t *payload = esp + ESP_PREFIX;
-    op->key = sa->key;
+/* The cipher's operation on the `len` bytes of plaintext or ciphertext at `payload`, in place. */
+static inline void esp_fill_op(struct vipsec_gcm_op *op, const struct sa *sa, const struct sa_live *live,
+                               uint8_t *payload, uint32_t len, uint64_t sequence, uint64_t iv) {
+    const bool esn = (sa->flags & SA_ESN) != 0;
+    /* Nonce: salt, IV. AAD (RFC 4106 5): SPI, sequence number; all 64 bits of it with ESN. Three words in a row. */
+    uint8_t *at = (uint8_t *)op + offsetof(struct vipsec_gcm_op, iv);
+    store_be64(at, (uint64_t)load_be32(sa->salt) << 32 | iv >> 32);
+    store_be64(at + 8, iv << 32 | load_be32(sa->spi));
+    store_be64(at + 16, esn ? sequence : sequence << 32);
+    op->key = sa_key_of(live);
     op->in = payload;
     op->out = payload;
     op->tag = payload + len;
     op->len = len;
+    op->aad_len = esn ? 12 : 8;
     op->tag_len = sa->icv_len;
-    memcpy(op->iv, sa->salt, sizeof sa->salt);
-    memcpy(op->iv + sizeof sa->salt, esp + ESP_HEADER_LEN, ESP_IV_LEN);
-    memcpy(op->aad, sa->spi, sizeof sa->spi);
-    /* RFC 4106 5: SPI, sequence number; all 64 bits of it with ESN. */
-    if (sa->flags & SA_ESN) {
-        store_be64(op->aad + 4, sequence);
-        op->aad_len = 12;
-    } else {
-        store_be32(op->aad + 4, (uint32_t)sequence);
-        op->aad_len = 8;
-    }
 }
 
 #endif

@@ -114,10 +114,13 @@ int vipsec_esp_find(const uint8_t *packet, size_t len, struct vipsec_esp_found *
 struct opening {
     struct vipsec_packet *packet;
     const struct sa *sa;
-    uint64_t sequence; /* what the operation was made for */
-    struct esp_found found;
+    struct sa_live *live;
+    uint64_t sequence;  /* what the operation was made for */
     uint32_t plain_len; /* 0: an impossible length */
-    bool tried;         /* the operation went through the cipher */
+    uint32_t id;
+    bool tried; /* the operation went through the cipher */
+    uint8_t reason;
+    struct esp_found found;
 };
 
 /* What an authentic payload stands for. */
@@ -235,7 +238,7 @@ static uint8_t *rejoin(const struct esp_found *found, uint8_t *data, uint8_t *pa
     return head;
 }
 
-static inline void deliver(const struct opening *o, const struct outcome *out, uint64_t sequence) {
+static inline void deliver(const struct opening *o, const struct outcome *out) {
     struct vipsec_packet *packet = o->packet;
     const uint32_t whole = packet->len;
     uint8_t *payload = packet->data + o->found.header.offset + ESP_PREFIX, *begin = payload;
@@ -250,21 +253,25 @@ static inline void deliver(const struct opening *o, const struct outcome *out, u
     packet->headroom += cut;
     packet->tailroom += whole - cut - len;
     packet->next_header = out->next_header;
-    packet->sequence = sequence;
+    packet->sequence = o->sequence;
 }
 
 /* ---- a burst --------------------------------------------------------------------------------- */
 
 static inline void make_op(const struct opening *o, struct vipsec_gcm_op *op) {
-    esp_fill_op(op, o->sa, o->packet->data + o->found.header.offset, o->plain_len, o->sequence);
+    uint8_t *esp = o->packet->data + o->found.header.offset;
+    esp_fill_op(op, o->sa, o->live, esp + ESP_PREFIX, o->plain_len, o->sequence,
+                load_be64(esp + ESP_HEADER_LEN));
 }
 
-static inline bool guess(const struct sa *sa, uint32_t low, uint64_t *sequence) {
-    const struct replay_ring *ring = atomic_load_explicit(&sa->live->ring, memory_order_acquire);
-    return replay_check(ring, sa_get(&sa->live->sequence), (sa->flags & SA_ESN) != 0, low, sequence);
+static inline bool guess(const struct opening *o, uint64_t *sequence) {
+    const struct sa_live *live = o->live;
+    const struct replay_ring *ring = atomic_load_explicit(&live->ring, memory_order_acquire);
+    return replay_check(ring, sa_get(&live->sequence), (o->sa->flags & SA_ESN) != 0,
+                        o->found.header.sequence, sequence);
 }
 
-/* Final refusals that need neither sequence number nor lock; otherwise the operation, if the packet may pass. */
+/* Refusals that need neither sequence number nor lock; otherwise the operation, if the packet may pass. */
 static inline int prepare(struct opening *o, struct vipsec_gcm_op *op) {
     const struct vipsec_esp_found *header = &o->found.header;
     const struct sa *sa = o->sa;
@@ -274,107 +281,152 @@ static inline int prepare(struct opening *o, struct vipsec_gcm_op *op) {
     if (o->found.version == 4 && checksum_words(o->packet->data, o->found.header_len / 4u) != 0xffff) {
         return VIPSEC_REASON_MALFORMED; /* wrong checksum in the outer header */
     }
-    if (sa_used_up(sa)) {
-        return VIPSEC_REASON_HARD_LIFETIME;
-    }
     const uint32_t size = header->end - header->offset, around = ESP_PREFIX + sa->icv_len;
     o->plain_len = size > around && (size - around) % 4 == 0 ? size - around : 0;
-    o->tried = guess(sa, header->sequence, &o->sequence) && o->plain_len != 0;
+    o->tried = guess(o, &o->sequence) && o->plain_len != 0;
     if (o->tried) {
         make_op(o, op);
     }
     return VIPSEC_REASON_NONE;
 }
 
-/* The verdict in the order of the packets; `op` is what the cipher did, or room for an operation. */
-static int settle(const struct vipsec_gcm *engine, struct opening *o, struct vipsec_gcm_op *op) {
-    const struct sa *sa = o->sa;
-    struct sa_live *live = sa->live;
-    for (;;) {
-        const bool authentic = o->tried && op->result == VIPSEC_GCM_OK;
-        struct outcome out = {0};
-        uint64_t sequence = 0;
-        int reason;
-        bool again = false;
-        if (authentic) {
-            out = judge(o, op->out);
-        }
-        sa_lock(live);
-        if (sa_used_up(sa)) {
-            reason = VIPSEC_REASON_HARD_LIFETIME;
-        } else if (!guess(sa, o->found.header.sequence, &sequence)) {
-            reason = VIPSEC_REASON_REPLAY;
-        } else if (o->plain_len == 0) {
-            reason = VIPSEC_REASON_MALFORMED;
-        } else if (!o->tried || sequence != o->sequence) {
-            reason = VIPSEC_REASON_NONE;
-            again = true;
-        } else if (!authentic) {
-            reason = VIPSEC_REASON_BAD_ICV;
-        } else {
-            struct replay_ring *ring = atomic_load_explicit(&live->ring, memory_order_relaxed);
-            sa_set(&live->sequence, replay_accept(ring, sa_get(&live->sequence), sequence));
-            reason = out.reason;
-            /* Dummies and congested packets passed every check and are discarded all the same. */
-            if (reason == VIPSEC_REASON_NONE || reason == VIPSEC_REASON_DUMMY || reason == VIPSEC_REASON_CONGESTION) {
-                sa_count(live, o->plain_len);
-                o->packet->soft_expired = sa_soft_expired(sa);
-            }
-        }
-        sa_unlock(live);
-        if (!again) {
-            if (reason == VIPSEC_REASON_NONE) {
-                deliver(o, &out, sequence);
-            } else if (authentic) {
-                vipsec_gcm_seal(engine, op, 1); /* no plaintext of a refused packet stays */
-            }
-            return reason;
-        }
-        if (authentic) {
-            vipsec_gcm_seal(engine, op, 1); /* the same bytes under the same number: as it arrived */
-        }
+/* The verdict, under the lock. `again`: the guess was wrong; nothing is decided. */
+static inline int decide(struct opening *o, const struct outcome *out, bool authentic, bool *again) {
+    struct sa_live *live = o->live;
+    uint64_t sequence;
+    *again = false;
+    o->packet->soft_expired = sa_soft_expired(o->sa, live);
+    if (o->reason != VIPSEC_REASON_NONE) {
+        return o->reason;
+    }
+    if (sa_used_up(o->sa, live)) {
+        return VIPSEC_REASON_HARD_LIFETIME;
+    }
+    if (!guess(o, &sequence)) {
+        return VIPSEC_REASON_REPLAY;
+    }
+    if (o->plain_len == 0) {
+        return VIPSEC_REASON_MALFORMED;
+    }
+    if (!o->tried || sequence != o->sequence) {
         o->sequence = sequence;
-        o->tried = true;
-        make_op(o, op);
-        vipsec_gcm_open(engine, op, 1);
+        *again = true;
+        return VIPSEC_REASON_NONE;
+    }
+    if (!authentic) {
+        return VIPSEC_REASON_BAD_ICV;
+    }
+    struct replay_ring *ring = atomic_load_explicit(&live->ring, memory_order_relaxed);
+    sa_set(&live->sequence, replay_accept(ring, sa_get(&live->sequence), sequence));
+    /* Dummies and congested packets passed every check and are discarded all the same. */
+    if (out->reason == VIPSEC_REASON_NONE || out->reason == VIPSEC_REASON_DUMMY ||
+        out->reason == VIPSEC_REASON_CONGESTION) {
+        sa_count(live, o->plain_len);
+        o->packet->soft_expired = sa_soft_expired(o->sa, live);
+    }
+    return out->reason;
+}
+
+/* Opens the packet under the number that `decide` found, which another guess may have been before. */
+static bool open_again(const struct vipsec_gcm *engine, struct opening *o, bool was_opened, struct vipsec_gcm_op *op) {
+    if (was_opened) {
+        vipsec_gcm_seal(engine, op, 1); /* the same bytes under the same number: as it arrived */
+    }
+    o->tried = true;
+    make_op(o, op);
+    return vipsec_gcm_open(engine, op, 1) == 0;
+}
+
+/* Verdicts in the order of the packets; `ops`: what the cipher did, in the same order, and one more to work with. */
+static void settle(const struct vipsec_gcm *engine, struct opening *openings, size_t count,
+                   struct vipsec_gcm_op *ops) {
+    struct outcome outcomes[ESP_BURST];
+    struct vipsec_gcm_op *own[ESP_BURST];
+    struct sa_live *held = NULL;
+    for (size_t i = 0, used = 0; i < count; i++) {
+        struct opening *o = &openings[i];
+        own[i] = o->tried ? &ops[used++] : &ops[ESP_BURST];
+        if (o->tried && own[i]->result == VIPSEC_GCM_OK) {
+            outcomes[i] = judge(o, own[i]->out);
+        }
+    }
+    for (size_t i = 0; i < count; i++) {
+        struct opening *o = &openings[i];
+        bool authentic = o->tried && own[i]->result == VIPSEC_GCM_OK, again;
+        held = sa_hold(held, o->live);
+        while (o->reason = (uint8_t)decide(o, &outcomes[i], authentic, &again), again) {
+            sa_unlock(held);
+            authentic = open_again(engine, o, authentic, own[i]);
+            if (authentic) {
+                outcomes[i] = judge(o, own[i]->out);
+            }
+            sa_lock(held);
+        }
+    }
+    if (held != NULL) {
+        sa_unlock(held);
+    }
+    for (size_t i = 0; i < count; i++) {
+        struct opening *o = &openings[i];
+        o->packet->reason = o->reason;
+        if (o->reason == VIPSEC_REASON_NONE) {
+            deliver(o, &outcomes[i]);
+            continue;
+        }
+        sa_refuse(o->sa, o->reason);
+        if (o->tried && own[i]->result == VIPSEC_GCM_OK) {
+            vipsec_gcm_seal(engine, own[i], 1); /* no plaintext of a refused packet stays */
+        }
     }
 }
 
-/* Locates each packet's header and SA; the entries that have both, in order. */
-static size_t find_sas(struct vipsec_sa_table *table, struct vipsec_packet *packets, size_t count,
-                       struct opening *openings) {
-    size_t located = 0, found = 0;
-    struct sa *_Atomic *places[ESP_BURST];
+/* Locates each packet's header. Returns how many have one that may belong to an SA here. */
+static size_t locate_all(struct vipsec_packet *packets, size_t count, struct opening *openings) {
+    size_t located = 0;
     for (size_t i = 0; i < count; i++) {
         struct opening *o = &openings[located];
-        struct vipsec_packet *packet = &packets[i];
-        packet->known = 0;
-        packet->reason = (uint8_t)esp_locate(packet->data, packet->len, &o->found);
-        if (packet->reason == VIPSEC_REASON_NONE) {
-            packet->reason = VIPSEC_REASON_UNKNOWN_SA;
-            if (o->found.header.protocol == IP_ESP) {
-                o->packet = packet;
-                __builtin_prefetch((const void *)sa_index_place(table, o->found.header.spi));
-                located++;
-            }
+        const int reason = esp_locate(packets[i].data, packets[i].len, &o->found);
+        o->packet = &packets[i];
+        packets[i].known = 0;
+        packets[i].reason = (uint8_t)(reason == VIPSEC_REASON_NONE ? VIPSEC_REASON_UNKNOWN_SA : reason);
+        located += reason == VIPSEC_REASON_NONE && o->found.header.protocol == IP_ESP;
+    }
+    return located;
+}
+
+/* Finds each packet's SA. Returns how many have one; they move to the front. */
+static size_t find_sas(struct vipsec_sa_table *table, struct opening *openings, size_t count) {
+    struct sa *_Atomic *places[ESP_BURST];
+    const bool many = sa_many(table);
+    size_t found = 0;
+    if (many) {
+        for (size_t i = 0; i < count; i++) {
+            __builtin_prefetch((const void *)sa_index_place(table, openings[i].found.header.spi));
         }
     }
-    for (size_t i = 0; i < located; i++) {
-        places[i] = sa_place(table->inbound, sa_number_of(table, openings[i].found.header.spi));
-        __builtin_prefetch(places[i]);
+    for (size_t i = 0; i < count; i++) {
+        openings[i].id = sa_number_of(table, openings[i].found.header.spi);
+        places[i] = sa_place(table->inbound, openings[i].id);
+        if (many) {
+            __builtin_prefetch(places[i]);
+        }
     }
-    for (size_t i = 0; i < located; i++) {
+    for (size_t i = 0; i < count; i++) {
         openings[i].sa = sa_at(places[i]);
-        __builtin_prefetch(openings[i].sa);
-        __builtin_prefetch(openings[i].sa + 1);
+        if (many) {
+            __builtin_prefetch(openings[i].sa);
+        }
     }
-    for (size_t i = 0; i < located; i++) {
+    for (size_t i = 0; i < count; i++) {
         const struct opening *o = &openings[i];
         /* A number may have been given to another SA since the index was read. */
         if (o->sa != NULL && load_be32(o->sa->spi) == o->found.header.spi) {
-            esp_prefetch_sa(o->sa, o->packet->len);
+            if (many) {
+                esp_prefetch_sa(o->sa, o->packet->len);
+            }
             o->packet->known = 1;
-            o->packet->sa_id = o->sa->id;
+            o->packet->sa_id = o->id;
+            openings[i].live = sa_live_of(o->sa);
             if (found != i) {
                 openings[found] = *o;
             }
@@ -387,31 +439,16 @@ static size_t find_sas(struct vipsec_sa_table *table, struct vipsec_packet *pack
 static void burst(struct vipsec_sa_table *table, struct vipsec_packet *packets, size_t count) {
     struct opening openings[ESP_BURST];
     struct vipsec_gcm_op ops[ESP_BURST + 1];
-    size_t ready = 0, ops_used = 0, settled = 0;
-    const size_t found = find_sas(table, packets, count, openings);
+    size_t tried = 0;
+    const size_t located = locate_all(packets, count, openings), found = find_sas(table, openings, located);
     for (size_t i = 0; i < found; i++) {
         struct opening *o = &openings[i];
-        const int reason = prepare(o, &ops[ops_used]);
-        o->packet->reason = (uint8_t)reason;
-        if (reason == VIPSEC_REASON_NONE) {
-            ops_used += o->tried;
-            if (ready != i) {
-                openings[ready] = *o;
-            }
-            ready++;
-        } else {
-            sa_refuse(o->sa, reason);
-        }
+        o->tried = false;
+        o->reason = (uint8_t)prepare(o, &ops[tried]);
+        tried += o->tried;
     }
-    vipsec_gcm_open(table->engine, ops, ops_used);
-    for (size_t i = 0; i < ready; i++) {
-        struct opening *o = &openings[i];
-        struct vipsec_gcm_op *op = o->tried ? &ops[settled++] : &ops[ESP_BURST];
-        o->packet->reason = (uint8_t)settle(table->engine, o, op);
-        if (o->packet->reason != VIPSEC_REASON_NONE) {
-            sa_refuse(o->sa, o->packet->reason);
-        }
-    }
+    vipsec_gcm_open(table->engine, ops, tried);
+    settle(table->engine, openings, found, ops);
 }
 
 void esp_inbound(struct vipsec_sa_table *table, struct vipsec_packet *packets, size_t count) {

@@ -7,7 +7,8 @@
  *                    One locked instruction per packet makes all of it exact; an atomic addition each would be three.
  *   the key          round keys and hash powers.
  *
- * A slot is an odd number of cache lines, so that the slots of many SAs spread over all sets of a cache.
+ * With many SAs most of this comes from memory, so a short packet touches few lines: one of struct sa (two if it has
+ * limits), struct sa_live, and five of the key. A slot is an odd number of lines: slots spread over all sets of a cache.
  */
 #ifndef VIPSEC_SA_H
 #define VIPSEC_SA_H
@@ -19,7 +20,7 @@
 #include "gcm.h"
 #include "replay.h"
 
-enum { SA_LINE = 64, SA_OUTER_MAX = 40, SA_SMALL_WINDOW = 128 };
+enum { SA_LINE = 64, SA_OUTER_MAX = 40, SA_SMALL_WINDOW = 64 };
 
 enum sa_flag {
     SA_TUNNEL = 1,
@@ -34,11 +35,12 @@ enum sa_flag {
 
 struct sa_live {
     _Atomic uint32_t lock;
-    uint32_t reserved;
+    uint32_t id;
     _Atomic uint64_t sequence; /* outbound: used last; inbound: highest authenticated */
     _Atomic uint64_t packets;
     _Atomic uint64_t bytes;
-    struct replay_ring *_Atomic ring; /* &small, or allocated */
+    uint64_t iv_base;                 /* outbound */
+    struct replay_ring *_Atomic ring; /* inbound: &small, or allocated */
     struct replay_ring small;
     uint64_t small_words[SA_SMALL_WINDOW / 64];
 };
@@ -57,11 +59,7 @@ struct sa {
     uint8_t which;      /* place in the slot */
 
     uint64_t packets_soft, bytes_soft, packets_hard, bytes_hard;
-    uint64_t iv_base;
-    struct sa_live *live;
-    const struct vipsec_gcm_key *key;
-    uint32_t id;
-    uint32_t reserved;
+    uint64_t reserved[4];
 };
 
 struct sa_slot {
@@ -78,12 +76,16 @@ struct sa_slot {
 static_assert(sizeof(struct sa_live) == SA_LINE, "everything that changes per packet in one line");
 static_assert(offsetof(struct sa_live, small_words) == offsetof(struct sa_live, small) + sizeof(struct replay_ring), "");
 static_assert(sizeof(struct sa) == 2 * SA_LINE && offsetof(struct sa, packets_soft) == SA_LINE, "two lines");
+static_assert(offsetof(struct sa_slot, key) == offsetof(struct sa_slot, live) + sizeof(struct sa_live), "neighbours");
 static_assert(offsetof(struct sa_slot, key) % GCM_KEY_ALIGN == 0, "the key is aligned when the slot is");
 static_assert(sizeof(struct sa_slot) % (2 * SA_LINE) == SA_LINE, "odd number of lines");
 
 static inline struct sa_slot *sa_slot_of(const struct sa *sa) {
     return (struct sa_slot *)(uintptr_t)(sa - sa->which);
 }
+
+static inline struct sa_live *sa_live_of(const struct sa *sa) { return &sa_slot_of(sa)->live; }
+static inline const struct vipsec_gcm_key *sa_key_of(const struct sa_live *live) { return (const void *)(live + 1); }
 
 static inline void sa_lock(struct sa_live *live) {
     unsigned spins = 0;
@@ -98,6 +100,17 @@ static inline void sa_lock(struct sa_live *live) {
 
 static inline void sa_unlock(struct sa_live *live) { atomic_store_explicit(&live->lock, 0, memory_order_release); }
 
+/* Moves from one lock to the next: packets of one SA behind one another take it once. */
+static inline struct sa_live *sa_hold(struct sa_live *held, struct sa_live *live) {
+    if (held != live) {
+        if (held != NULL) {
+            sa_unlock(held);
+        }
+        sa_lock(live);
+    }
+    return live;
+}
+
 /* Counters are written under the lock only; without it a value read is a guess. */
 static inline uint64_t sa_get(const _Atomic uint64_t *counter) {
     return atomic_load_explicit(counter, memory_order_relaxed);
@@ -109,14 +122,14 @@ static inline void sa_set(_Atomic uint64_t *counter, uint64_t value) {
 /* A limit of N lets N packets through, or the packet with which N bytes are reached (RFC 4301 4.4.2.1). */
 static inline bool sa_reached(uint64_t counter, uint64_t limit) { return limit != 0 && counter >= limit; }
 
-static inline bool sa_used_up(const struct sa *sa) {
-    return (sa->flags & SA_LIMITED) != 0 && (sa_reached(sa_get(&sa->live->packets), sa->packets_hard) ||
-                                             sa_reached(sa_get(&sa->live->bytes), sa->bytes_hard));
+static inline bool sa_used_up(const struct sa *sa, const struct sa_live *live) {
+    return (sa->flags & SA_LIMITED) != 0 &&
+           (sa_reached(sa_get(&live->packets), sa->packets_hard) || sa_reached(sa_get(&live->bytes), sa->bytes_hard));
 }
 
-static inline bool sa_soft_expired(const struct sa *sa) {
-    return (sa->flags & SA_LIMITED) != 0 && (sa_reached(sa_get(&sa->live->packets), sa->packets_soft) ||
-                                             sa_reached(sa_get(&sa->live->bytes), sa->bytes_soft));
+static inline bool sa_soft_expired(const struct sa *sa, const struct sa_live *live) {
+    return (sa->flags & SA_LIMITED) != 0 &&
+           (sa_reached(sa_get(&live->packets), sa->packets_soft) || sa_reached(sa_get(&live->bytes), sa->bytes_soft));
 }
 
 /* One packet more, under the lock. */

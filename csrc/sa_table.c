@@ -221,11 +221,10 @@ static void make_outer(struct sa *sa, const struct vipsec_sa_config *config) {
     }
 }
 
-static void make_version(struct sa_slot *slot, unsigned which, uint32_t id, const struct vipsec_sa_config *config) {
+static void make_version(struct sa_slot *slot, unsigned which, const struct vipsec_sa_config *config) {
     struct sa *sa = &slot->versions[which];
     memset(sa, 0, sizeof *sa);
     sa->which = (uint8_t)which;
-    sa->id = id;
     sa->flags = flags_of(config);
     if (config->is_tunnel && config->direction == VIPSEC_OUTBOUND) {
         make_outer(sa, config);
@@ -240,8 +239,6 @@ static void make_version(struct sa_slot *slot, unsigned which, uint32_t id, cons
     sa->bytes_soft = config->bytes_soft;
     sa->packets_hard = config->packets_hard;
     sa->bytes_hard = config->bytes_hard;
-    sa->live = &slot->live;
-    sa->key = &slot->key;
 }
 
 /* ---- writers -------------------------------------------------------------------------------- */
@@ -299,13 +296,15 @@ static int add(struct vipsec_sa_table *table, uint32_t id, const struct vipsec_s
     atomic_store(&slot->live.sequence, config->first_sequence - 1);
     replay_copy(ring, inbound ? config->replay_window : 0, NULL, config->first_sequence - 1);
     atomic_store(&slot->live.ring, ring);
-    make_version(slot, 0, id, config);
-    slot->versions[0].iv_base = config->iv_base;
+    slot->live.iv_base = config->iv_base;
+    slot->live.id = id;
+    make_version(slot, 0, config);
     memcpy(slot->versions[0].salt, config->salt, sizeof config->salt);
     atomic_store_explicit(place, &slot->versions[0], memory_order_release);
     if (inbound) {
         index_insert(table, atomic_load(&table->index), (uint64_t)config->spi << 32 | (id + 1));
     }
+    atomic_fetch_add(&table->count, 1);
     return VIPSEC_SA_OK;
 }
 
@@ -347,8 +346,7 @@ static int modify(struct vipsec_sa_table *table, int direction, uint32_t id, con
         return VIPSEC_SA_NO_MEMORY;
     }
     const unsigned which = !now->which;
-    make_version(slot, which, id, config);
-    slot->versions[which].iv_base = now->iv_base;
+    make_version(slot, which, config);
     memcpy(slot->versions[which].salt, now->salt, sizeof now->salt);
     slot->options = config->options;
     atomic_store_explicit(sa_place(pages_of(table, direction), id), &slot->versions[which], memory_order_release);
@@ -368,6 +366,7 @@ static int remove_sa(struct vipsec_sa_table *table, int direction, uint32_t id) 
     atomic_store(sa_place(pages_of(table, direction), id), NULL);
     sa_table_synchronize(table);
     give_slot(table->writer, sa_slot_of(sa));
+    atomic_fetch_sub(&table->count, 1);
     return VIPSEC_SA_OK;
 }
 
@@ -377,12 +376,13 @@ static int read_state(struct vipsec_sa_table *table, int direction, uint32_t id,
         return VIPSEC_SA_MISSING;
     }
     memset(state, 0, sizeof *state);
-    sa_lock(sa->live);
-    state->sequence = sa_get(&sa->live->sequence);
-    state->packets = sa_get(&sa->live->packets);
-    state->bytes = sa_get(&sa->live->bytes);
-    state->soft_expired = sa_soft_expired(sa);
-    sa_unlock(sa->live);
+    struct sa_live *live = sa_live_of(sa);
+    sa_lock(live);
+    state->sequence = sa_get(&live->sequence);
+    state->packets = sa_get(&live->packets);
+    state->bytes = sa_get(&live->bytes);
+    state->soft_expired = sa_soft_expired(sa, live);
+    sa_unlock(live);
     for (size_t i = 0; i < VIPSEC_REASON_COUNT; i++) {
         state->refused[i] = sa_get(&sa_slot_of(sa)->refused[i]);
     }

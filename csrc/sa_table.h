@@ -15,6 +15,7 @@ enum {
     SA_PAGE_BITS = 10,
     SA_PAGE_SIZE = 1 << SA_PAGE_BITS,
     SA_PAGES = VIPSEC_SA_MAX / SA_PAGE_SIZE,
+    SA_FEW = 256,
 };
 
 struct sa_page {
@@ -42,6 +43,7 @@ struct vipsec_sa_table {
     const struct vipsec_gcm *engine;
     uint64_t seed[2];
     struct sa_index *_Atomic index;
+    _Atomic uint32_t count; /* of SAs, both directions */
     struct sa_writer *writer;
     _Alignas(SA_LINE) _Atomic uint64_t epoch;
     struct sa_reader readers[VIPSEC_MAX_READERS];
@@ -79,6 +81,12 @@ static inline const struct sa *sa_at(struct sa *_Atomic *place) {
 /* NULL: no such SA. */
 static inline const struct sa *sa_outbound(struct vipsec_sa_table *table, uint32_t id) {
     return sa_at(sa_place(table->outbound, id));
+}
+
+/* Whether it pays to fetch what a burst of packets will touch before it is touched: not when a cache near the core
+ * has it all. */
+static inline bool sa_many(const struct vipsec_sa_table *table) {
+    return atomic_load_explicit(&table->count, memory_order_relaxed) > SA_FEW;
 }
 
 static inline uint64_t sa_hash(const struct vipsec_sa_table *table, uint32_t spi) {
