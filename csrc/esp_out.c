@@ -8,61 +8,69 @@
 static_assert(sizeof(struct vipsec_packet) == 64 && offsetof(struct vipsec_packet, sequence) == 32, "public");
 static_assert(VIPSEC_HEADROOM >= IP_V6_LEN + IP_UDP_LEN + ESP_PREFIX && VIPSEC_TAILROOM >= 3 + 2 + 16, "room");
 
-/* A packet on its way: what `plan` found out, for `write` once the sequence number is taken. */
+/*
+ * A packet on its way: what `plan` found out, for the headers once the sequence number is taken. Kept in registers:
+ * everything here is inlined into one loop, and `flags` may be known to be few.
+ */
 struct sealing {
-    struct vipsec_packet *packet;
-    const struct sa *sa;
-    struct sa_live *live;
-    uint8_t *payload;       /* what is protected: the packet, or what follows its header */
-    uint32_t payload_len;   /* without the trailer */
+    unsigned flags;         /* of the SA */
+    uint32_t payload_len;   /* what is protected, without the trailer */
     uint32_t plain_len;     /* with it */
     uint32_t protected_len; /* UDP header, if any, to ICV */
-    uint32_t head_len;      /* transport mode: what stays in front */
+    uint32_t head_len;      /* transport mode: what stays in front of the payload */
     uint32_t protocol_at;   /* transport mode: the byte there that will say ESP or UDP */
     uint32_t addresses_sum; /* transport mode with UDP over IPv6: for the pseudo header */
     uint8_t next_header;
     uint8_t version;
     uint8_t traffic_class;
-    uint8_t reason;
     bool fixed_size; /* nobody may fragment what comes out */
-    bool udp_sum;    /* the UDP header wants a checksum */
 };
 
-static inline void measure(struct sealing *s, uint8_t *payload, uint32_t len, uint8_t next_header) {
-    s->payload = payload;
+/* What is left to do when the ciphertext is there. */
+struct finishing {
+    struct vipsec_packet *packet;
+    const struct sa *sa;
+    uint8_t *udp;          /* header that wants a checksum; NULL: none */
+    uint32_t udp_len;
+    uint32_t addresses_sum;
+};
+
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE uint32_t prefix_len(unsigned flags) { return ESP_PREFIX + ((flags & SA_UDP) != 0 ? IP_UDP_LEN : 0u); }
+
+INLINE void measure(struct sealing *s, const struct sa *sa, uint32_t len, uint8_t next_header) {
     s->payload_len = len;
     s->next_header = next_header;
     s->plain_len = len + esp_padding(len) + 2;
-    s->protected_len = ESP_PREFIX + s->plain_len + s->sa->icv_len + ((s->sa->flags & SA_UDP) != 0 ? IP_UDP_LEN : 0u);
+    s->protected_len = prefix_len(s->flags) + s->plain_len + sa->icv_len;
 }
 
 /* Whether headers in front of the payload and what follows it fit; `len`: of the packet by its header. */
-static inline bool has_room(const struct sealing *s, uint32_t len, uint32_t outer_len) {
-    const struct vipsec_packet *packet = s->packet;
-    const uint32_t behind = s->plain_len - s->payload_len + s->sa->icv_len;
-    return packet->headroom >= outer_len + (s->protected_len - behind - s->payload_len) &&
-           (uint64_t)packet->tailroom + (packet->len - len) >= behind;
+INLINE bool has_room(const struct sealing *s, const struct sa *sa, const struct vipsec_packet *packet, uint32_t len) {
+    const uint32_t front = ((s->flags & SA_TUNNEL) != 0 ? sa->outer_len : 0u) + prefix_len(s->flags);
+    return packet->headroom >= front && (uint64_t)packet->tailroom + packet->len >= (uint64_t)len + s->plain_len -
+                                                                                        s->payload_len + sa->icv_len;
 }
 
-static inline int plan_tunnel(const struct ip_header *ip, struct sealing *s) {
-    const struct sa *sa = s->sa;
-    const uint32_t outer_len = sa->outer_len, mtu = s->packet->mtu;
-    if ((sa->flags & SA_DEC_TTL) != 0 && ip->ttl <= 1) {
+INLINE int plan_tunnel(struct sealing *s, const struct sa *sa, const struct vipsec_packet *packet,
+                       const struct ip_header *ip) {
+    const uint32_t outer_len = sa->outer_len, mtu = packet->mtu;
+    if ((s->flags & SA_DEC_TTL) != 0 && ip->ttl <= 1) {
         return VIPSEC_REASON_TTL_EXPIRED;
     }
-    measure(s, s->packet->data, ip->len, ip->version == 4 ? IP_IPV4 : IP_IPV6);
+    measure(s, sa, ip->len, ip->version == 4 ? IP_IPV4 : IP_IPV6);
     if (s->protected_len + (outer_len == IP_V4_LEN ? IP_V4_LEN : 0u) > IP_MAX_LEN) {
         return VIPSEC_REASON_TOO_BIG;
     }
     /* IPv6 packets are never fragmented on their way: inside IPv4 they count as "do not fragment". */
     const bool copied = ip->version == 6 || (ip->flags_offset & IP_DF) != 0;
-    s->fixed_size = outer_len == IP_V6_LEN || ((sa->flags & SA_COPY_DF) != 0 ? copied : sa->df != 0);
+    s->fixed_size = outer_len == IP_V6_LEN || ((s->flags & SA_COPY_DF) != 0 ? copied : sa->df != 0);
     if (s->fixed_size && mtu != 0 && outer_len + s->protected_len > mtu) {
         return VIPSEC_REASON_TOO_BIG;
     }
-    s->version = ip->version;
     s->traffic_class = ip->traffic_class;
-    return has_room(s, ip->len, outer_len) ? VIPSEC_REASON_NONE : VIPSEC_REASON_NO_BUFFER;
+    return has_room(s, sa, packet, ip->len) ? VIPSEC_REASON_NONE : VIPSEC_REASON_NO_BUFFER;
 }
 
 /* The destination that the packet has at the end of its route (RFC 2460 4.4), for the pseudo header; NULL: it cannot
@@ -86,65 +94,62 @@ static const uint8_t *final_destination(const uint8_t *data, uint32_t head_len) 
     return destination;
 }
 
-static int plan_transport(const struct ip_header *ip, struct sealing *s) {
-    uint8_t *data = s->packet->data;
-    const uint32_t mtu = s->packet->mtu;
+INLINE int plan_transport(struct sealing *s, const struct sa *sa, const struct vipsec_packet *packet,
+                          const struct ip_header *ip) {
     struct ip_chain chain;
-    const int unsound = ip_chain(data, ip, &chain);
+    const int unsound = ip_chain(packet->data, ip, &chain);
     if (unsound != VIPSEC_REASON_NONE) {
         return unsound;
     }
     if (chain.is_fragment) {
         return VIPSEC_REASON_FRAGMENT;
     }
-    s->version = ip->version;
     s->head_len = chain.split.offset;
     s->protocol_at = chain.split.protocol_at;
-    measure(s, data + s->head_len, ip->len - s->head_len, chain.split.protocol);
+    measure(s, sa, ip->len - s->head_len, chain.split.protocol);
     s->fixed_size = ip->version == 6 || (ip->flags_offset & IP_DF) != 0;
-    if (s->fixed_size && mtu != 0 && s->head_len + s->protected_len > mtu) {
+    if (s->fixed_size && packet->mtu != 0 && s->head_len + s->protected_len > packet->mtu) {
         return VIPSEC_REASON_TOO_BIG;
     }
     if (s->head_len - (ip->version == 6 ? IP_V6_LEN : 0u) + s->protected_len > IP_MAX_LEN) {
         return VIPSEC_REASON_TOO_BIG;
     }
-    if (ip->version == 6 && (s->sa->flags & SA_UDP) != 0) {
-        const uint8_t *destination = final_destination(data, s->head_len);
+    if (ip->version == 6 && (s->flags & SA_UDP) != 0) {
+        const uint8_t *destination = final_destination(packet->data, s->head_len);
         if (destination == NULL) {
             return VIPSEC_REASON_MALFORMED;
         }
-        s->addresses_sum = (uint32_t)checksum_words(data + 8, 4) + checksum_words(destination, 4);
+        s->addresses_sum = (uint32_t)checksum_words(packet->data + 8, 4) + checksum_words(destination, 4);
     }
-    return has_room(s, ip->len, 0) ? VIPSEC_REASON_NONE : VIPSEC_REASON_NO_BUFFER;
+    return has_room(s, sa, packet, ip->len) ? VIPSEC_REASON_NONE : VIPSEC_REASON_NO_BUFFER;
 }
 
 /* All that can refuse the packet but limits. Changes nothing. */
-static inline int plan(struct sealing *s) {
+INLINE int plan(struct sealing *s, const struct sa *sa, const struct vipsec_packet *packet) {
     struct ip_header ip;
-    const int unsound = ip_parse(s->packet->data, s->packet->len, &ip);
+    const int unsound = ip_parse(packet->data, packet->len, &ip);
     if (unsound != VIPSEC_REASON_NONE) {
         return unsound;
     }
-    return (s->sa->flags & SA_TUNNEL) != 0 ? plan_tunnel(&ip, s) : plan_transport(&ip, s);
+    s->version = ip.version;
+    return (s->flags & SA_TUNNEL) != 0 ? plan_tunnel(s, sa, packet, &ip) : plan_transport(s, sa, packet, &ip);
 }
 
 /* Takes a sequence number and counts the packet: the point of no return. Under the lock. */
-static inline int take(const struct sealing *s) {
-    const struct sa *sa = s->sa;
-    struct sa_live *live = s->live;
-    const uint64_t last = (sa->flags & SA_ESN) != 0 ? UINT64_MAX : UINT32_MAX;
+INLINE int take(const struct sealing *s, const struct sa *sa, struct sa_live *live, struct vipsec_packet *packet) {
+    const uint64_t last = (s->flags & SA_ESN) != 0 ? UINT64_MAX : UINT32_MAX;
     const uint64_t used = sa_get(&live->sequence);
     if (used >= last) {
         return VIPSEC_REASON_SEQUENCE_OVERFLOW;
     }
     sa_set(&live->sequence, used + 1);
     sa_count(live, s->plain_len);
-    s->packet->sequence = used + 1;
-    s->packet->soft_expired = sa_soft_expired(sa, live);
+    packet->sequence = used + 1;
+    packet->soft_expired = sa_soft_expired(sa, live);
     return VIPSEC_REASON_NONE;
 }
 
-static inline void decrement_ttl(uint8_t *inner) {
+static void decrement_ttl(uint8_t *inner) {
     if (inner[0] >> 4 == 6) {
         inner[7]--;
         return;
@@ -154,34 +159,28 @@ static inline void decrement_ttl(uint8_t *inner) {
     store_be16(inner + 10, checksum_update(load_be16(inner + 10), before, load_be16(inner + 8)));
 }
 
-/* UDP header if wanted, ESP header, IV and trailer around the payload; the operation of the cipher. Returns the
- * first byte written. */
-static inline uint8_t *wrap(const struct sealing *s, uint64_t sequence, struct vipsec_gcm_op *op) {
-    const struct sa *sa = s->sa;
-    uint8_t *esp = s->payload - ESP_PREFIX;
-    const uint64_t iv = s->live->iv_base + sequence;
+/* UDP header if wanted, ESP header, IV and trailer around the payload; the operation of the cipher. */
+INLINE void wrap(const struct sealing *s, const struct sa *sa, const struct sa_live *live, uint8_t *payload,
+                 uint64_t sequence, struct vipsec_gcm_op *op) {
+    const uint64_t iv = live->iv_base + sequence;
     const uint32_t padding = esp_padding(s->payload_len), at = 8 * padding;
-    memcpy(esp, sa->spi, sizeof sa->spi);
-    store_be32(esp + 4, (uint32_t)sequence);
+    uint8_t *esp = payload - ESP_PREFIX;
+    esp_fill_op(op, sa, live, payload, s->plain_len, sequence, iv);
+    store_be64(esp, (uint64_t)load_be32(sa->spi) << 32 | (uint32_t)sequence);
     store_be64(esp + ESP_HEADER_LEN, iv);
     /* 1, 2, 3, pad length, next header; what is written beyond that makes room for the ICV. */
     const uint64_t trailer = (0x030201 & ((1ULL << at) - 1)) | ((uint64_t)s->next_header << 8 | padding) << at;
-    store_le64(s->payload + s->payload_len, trailer);
-    esp_fill_op(op, sa, s->live, s->payload, s->plain_len, sequence, iv);
-    if ((sa->flags & SA_UDP) == 0) {
-        return esp;
+    store_le64(payload + s->payload_len, trailer);
+    if ((s->flags & SA_UDP) != 0) {
+        memcpy(esp - IP_UDP_LEN, sa->udp, sizeof sa->udp);
+        store_be16(esp - IP_UDP_LEN + 4, (uint16_t)s->protected_len);
     }
-    uint8_t *udp = esp - IP_UDP_LEN;
-    memcpy(udp, sa->udp, sizeof sa->udp);
-    store_be16(udp + 4, (uint16_t)s->protected_len);
-    return udp;
 }
 
 /* The outer header in front of `behind`. Returns where it begins. */
-static inline uint8_t *write_outer(const struct sealing *s, uint8_t *behind, uint64_t sequence) {
-    const struct sa *sa = s->sa;
-    const unsigned tos = ((sa->flags & SA_COPY_DSCP) != 0 ? s->traffic_class & 0xfcu : sa->tos) |
-                         ((sa->flags & SA_ECN) != 0 ? s->traffic_class & 3u : 0u);
+INLINE uint8_t *write_outer(const struct sealing *s, const struct sa *sa, uint8_t *behind, uint64_t sequence) {
+    const unsigned tos = ((s->flags & SA_COPY_DSCP) != 0 ? s->traffic_class & 0xfcu : sa->tos) |
+                         ((s->flags & SA_ECN) != 0 ? s->traffic_class & 3u : 0u);
     if (sa->outer_len == IP_V6_LEN) {
         uint8_t *head = behind - IP_V6_LEN;
         memcpy(head, sa->outer, IP_V6_LEN);
@@ -190,22 +189,26 @@ static inline uint8_t *write_outer(const struct sealing *s, uint8_t *behind, uin
         return head;
     }
     uint8_t *head = behind - IP_V4_LEN;
-    const uint16_t total = (uint16_t)(IP_V4_LEN + s->protected_len), ident = (uint16_t)sequence;
-    const uint16_t flags = s->fixed_size ? IP_DF : 0;
-    uint32_t sum = (uint32_t)sa->outer_sum + tos + total + ident + flags; /* below 2**19: two folds do */
+    const uint32_t total = IP_V4_LEN + s->protected_len, ident = (uint16_t)sequence;
+    const uint32_t flags = s->fixed_size ? IP_DF : 0;
+    uint32_t sum = sa->outer_sum + tos + total + ident + flags; /* below 2**19: two folds do */
     sum = (sum & 0xffff) + (sum >> 16);
-    sum = (sum & 0xffff) + (sum >> 16);
-    store_be32(head, 0x45000000 | tos << 16 | total);
-    store_be32(head + 4, (uint32_t)ident << 16 | flags);
-    memcpy(head + 8, sa->outer + 8, IP_V4_LEN - 8);
-    store_be16(head + 10, (uint16_t)~sum);
+    sum = ~((sum & 0xffff) + (sum >> 16)) & 0xffff;
+    const uint64_t first = (uint64_t)(0x45000000 | tos << 16 | total) << 32 | ident << 16 | flags;
+    const uint32_t second = load_be32(sa->outer + 8) | sum;
+    uint8_t addresses[8];
+    memcpy(addresses, sa->outer + 12, sizeof addresses);
+    store_be64(head, first);
+    store_be32(head + 8, second);
+    memcpy(head + 12, addresses, sizeof addresses);
     return head;
 }
 
-/* The IP header of a transport mode packet, as far forward as what comes behind it needs. */
-static uint8_t *move_head(const struct sealing *s, uint8_t *behind) {
+/* The header of a transport mode packet, in front of `behind`. Returns where it begins. */
+static uint8_t *move_head(const struct sealing *s, const uint8_t *data, uint8_t *behind) {
     uint8_t *head = behind - s->head_len;
-    head[s->protocol_at] = (s->sa->flags & SA_UDP) != 0 ? IP_UDP : IP_ESP;
+    memmove(head, data, s->head_len);
+    head[s->protocol_at] = (s->flags & SA_UDP) != 0 ? IP_UDP : IP_ESP;
     if (s->version == 4) {
         store_be16(head + 2, (uint16_t)(s->head_len + s->protected_len));
         checksum_ipv4(head);
@@ -216,39 +219,64 @@ static uint8_t *move_head(const struct sealing *s, uint8_t *behind) {
 }
 
 /* Everything but the ciphertext. */
-static inline void write_headers(struct sealing *s, struct vipsec_gcm_op *op) {
-    const struct sa *sa = s->sa;
-    struct vipsec_packet *packet = s->packet;
-    const bool is_tunnel = (sa->flags & SA_TUNNEL) != 0;
-    uint8_t *head;
+INLINE void write_headers(const struct sealing *s, const struct sa *sa, const struct sa_live *live,
+                          struct vipsec_packet *packet, struct vipsec_gcm_op *op, struct finishing *finish) {
+    const bool is_tunnel = (s->flags & SA_TUNNEL) != 0;
+    const uint64_t sequence = packet->sequence;
+    const uint32_t before = packet->len, headroom = packet->headroom, tailroom = packet->tailroom;
+    uint8_t *data = packet->data, *payload = is_tunnel ? data : data + s->head_len;
+    uint8_t *behind = payload - prefix_len(s->flags), *head;
     if (is_tunnel) {
-        if ((sa->flags & SA_DEC_TTL) != 0) {
-            decrement_ttl(s->payload);
+        if ((s->flags & SA_DEC_TTL) != 0) {
+            decrement_ttl(payload);
         }
-        uint8_t *behind = wrap(s, packet->sequence, op);
-        head = write_outer(s, behind, packet->sequence);
+        head = write_outer(s, sa, behind, sequence);
     } else {
-        const uint32_t shift = ESP_PREFIX + ((sa->flags & SA_UDP) != 0 ? IP_UDP_LEN : 0u);
-        memmove(packet->data - shift, packet->data, s->head_len);
-        head = move_head(s, wrap(s, packet->sequence, op));
+        head = move_head(s, data, behind); /* first: it may reach to where the ESP header goes */
     }
-    s->udp_sum = (sa->flags & SA_UDP) != 0 && (is_tunnel ? sa->outer_len == IP_V6_LEN : s->version == 6);
-    const uint32_t forward = (uint32_t)(packet->data - head);
-    const uint32_t len = (uint32_t)(s->payload - head) + s->plain_len + sa->icv_len;
-    packet->tailroom = packet->tailroom + packet->len + forward - len;
-    packet->headroom -= forward;
+    wrap(s, sa, live, payload, sequence, op);
+    const uint32_t forward = (uint32_t)(data - head), len = (uint32_t)(behind - head) + s->protected_len;
     packet->data = head;
     packet->len = len;
+    packet->headroom = headroom - forward;
+    packet->tailroom = tailroom + before + forward - len;
+    finish->packet = packet;
+    finish->sa = sa;
+    finish->udp = NULL;
+    if ((s->flags & SA_UDP) != 0 && (is_tunnel ? sa->outer_len == IP_V6_LEN : s->version == 6)) {
+        finish->udp = behind;
+        finish->udp_len = s->protected_len;
+        finish->addresses_sum = is_tunnel ? checksum_words(head + 8, 8) : s->addresses_sum;
+    }
+}
+
+/* One packet up to its ciphertext. `held`: the lock at hand, or NULL. */
+INLINE int begin(const struct sa *sa, unsigned flags, struct vipsec_packet *packet, struct sa_live **held,
+                 struct vipsec_gcm_op *op, struct finishing *finish) {
+    struct sealing s = {.flags = flags};
+    struct sa_live *live = sa_live_of(sa);
+    int reason = plan(&s, sa, packet);
+    if (reason != VIPSEC_REASON_NONE && (flags & SA_LIMITED) == 0) {
+        return reason;
+    }
+    *held = sa_hold(*held, live);
+    if (sa_used_up(sa, live)) {
+        return VIPSEC_REASON_HARD_LIFETIME;
+    }
+    if (reason == VIPSEC_REASON_NONE) {
+        reason = take(&s, sa, live, packet);
+    }
+    if (reason == VIPSEC_REASON_NONE) {
+        write_headers(&s, sa, live, packet, op, finish);
+    }
+    return reason;
 }
 
 /* RFC 3948 2.1 allows no checksum with IPv4; IPv6 wants one (RFC 8200 8.1), over the ciphertext. */
-static void finish_udp(const struct sealing *s) {
-    uint8_t *udp = s->payload - ESP_PREFIX - IP_UDP_LEN;
-    const bool is_tunnel = (s->sa->flags & SA_TUNNEL) != 0;
-    const uint64_t addresses = is_tunnel ? checksum_words(s->packet->data + 8, 8) : s->addresses_sum;
-    const uint64_t sum = addresses + IP_UDP + s->protected_len + checksum_sum(udp, s->protected_len);
+static void finish_udp(const struct finishing *f) {
+    const uint64_t sum = (uint64_t)f->addresses_sum + IP_UDP + f->udp_len + checksum_sum(f->udp, f->udp_len);
     const uint16_t checksum = (uint16_t)~checksum_fold(sum);
-    store_be16(udp + 6, checksum ? checksum : 0xffff);
+    store_be16(f->udp + 6, checksum ? checksum : 0xffff);
 }
 
 static void find_sas(struct vipsec_sa_table *table, const struct vipsec_packet *packets, size_t count,
@@ -277,58 +305,39 @@ static void find_sas(struct vipsec_sa_table *table, const struct vipsec_packet *
 
 static void burst(struct vipsec_sa_table *table, struct vipsec_packet *packets, size_t count) {
     const struct sa *sas[ESP_BURST];
-    struct sealing sealing[ESP_BURST];
+    struct finishing finishing[ESP_BURST];
     struct vipsec_gcm_op ops[ESP_BURST];
-    size_t known = 0, ready = 0;
-    find_sas(table, packets, count, sas);
-    /* A locked instruction waits for what was written before it and lets nothing begin behind it. So reading, taking
-     * numbers and writing headers are loops of their own. */
-    for (size_t i = 0; i < count; i++) {
-        packets[i].known = sas[i] != NULL;
-        packets[i].reason = VIPSEC_REASON_UNKNOWN_SA;
-        if (sas[i] != NULL) {
-            struct sealing *s = &sealing[known++];
-            s->packet = &packets[i];
-            s->sa = sas[i];
-            s->live = sa_live_of(sas[i]);
-            s->reason = (uint8_t)plan(s);
-        }
-    }
     struct sa_live *held = NULL;
-    for (size_t i = 0; i < known; i++) {
-        struct sealing *s = &sealing[i];
-        if (s->reason == VIPSEC_REASON_NONE || (s->sa->flags & SA_LIMITED) != 0) {
-            held = sa_hold(held, s->live);
-            if (sa_used_up(s->sa, held)) {
-                s->reason = VIPSEC_REASON_HARD_LIFETIME;
-            } else if (s->reason == VIPSEC_REASON_NONE) {
-                s->reason = (uint8_t)take(s);
+    size_t ready = 0;
+    find_sas(table, packets, count, sas);
+    for (size_t i = 0; i < count; i++) {
+        const struct sa *sa = sas[i];
+        struct vipsec_packet *packet = &packets[i];
+        int reason = VIPSEC_REASON_UNKNOWN_SA;
+        packet->known = sa != NULL;
+        if (sa != NULL) {
+            /* The common kind in a copy of its own, without what the options ask for. */
+            const bool plain = (sa->flags & ~(unsigned)(SA_ESN | SA_LIMITED)) == SA_TUNNEL;
+            const unsigned flags = plain ? (sa->flags & (SA_ESN | SA_LIMITED)) | SA_TUNNEL : sa->flags;
+            reason = plain ? begin(sa, flags, packet, &held, &ops[ready], &finishing[ready])
+                           : begin(sa, sa->flags, packet, &held, &ops[ready], &finishing[ready]);
+            if (reason != VIPSEC_REASON_NONE) {
+                sa_refuse(sa, reason);
             }
         }
+        packet->reason = (uint8_t)reason;
+        ready += reason == VIPSEC_REASON_NONE;
     }
     if (held != NULL) {
         sa_unlock(held);
     }
-    for (size_t i = 0; i < known; i++) {
-        struct sealing *s = &sealing[i];
-        s->packet->reason = s->reason;
-        if (s->reason != VIPSEC_REASON_NONE) {
-            sa_refuse(s->sa, s->reason);
-            continue;
-        }
-        write_headers(s, &ops[ready]);
-        if (ready != i) {
-            sealing[ready] = *s;
-        }
-        ready++;
-    }
     const size_t failed = vipsec_gcm_seal(table->engine, ops, ready);
     for (size_t i = 0; i < ready; i++) {
         if (failed != 0 && ops[i].result != VIPSEC_GCM_OK) {
-            sealing[i].packet->reason = VIPSEC_REASON_UNKNOWN_SA; /* libcrypto gave up: nothing may be sent */
-            sa_refuse(sealing[i].sa, VIPSEC_REASON_UNKNOWN_SA);
-        } else if (sealing[i].udp_sum) {
-            finish_udp(&sealing[i]);
+            finishing[i].packet->reason = VIPSEC_REASON_UNKNOWN_SA; /* libcrypto gave up: nothing may be sent */
+            sa_refuse(finishing[i].sa, VIPSEC_REASON_UNKNOWN_SA);
+        } else if (finishing[i].udp != NULL) {
+            finish_udp(&finishing[i]);
         }
     }
 }
