@@ -303,7 +303,18 @@ static void find_sas(struct vipsec_sa_table *table, const struct vipsec_packet *
     }
 }
 
-static void burst(struct vipsec_sa_table *table, struct vipsec_packet *packets, size_t count) {
+/* A further part of something whose last part was refused. */
+static inline bool not_to_be_tried(struct vipsec_packet *packet, const struct vipsec_packet *before) {
+    if (!packet->follows) {
+        packet->skipped = 0;
+    } else if (before != NULL) {
+        packet->skipped = before->reason != VIPSEC_REASON_NONE;
+        packet->reason = before->reason;
+    }
+    return packet->skipped != 0;
+}
+
+static void burst(struct vipsec_sa_table *table, struct vipsec_packet *packets, size_t count, bool first) {
     const struct sa *sas[ESP_BURST];
     struct finishing finishing[ESP_BURST];
     struct vipsec_gcm_op ops[ESP_BURST];
@@ -315,6 +326,9 @@ static void burst(struct vipsec_sa_table *table, struct vipsec_packet *packets, 
         struct vipsec_packet *packet = &packets[i];
         int reason = VIPSEC_REASON_UNKNOWN_SA;
         packet->known = sa != NULL;
+        if (not_to_be_tried(packet, first && i == 0 ? NULL : packet - 1)) {
+            continue;
+        }
         if (sa != NULL) {
             /* The common kind in a copy of its own, without what the options ask for. */
             const bool plain = (sa->flags & ~(unsigned)(SA_ESN | SA_LIMITED)) == SA_TUNNEL;
@@ -344,7 +358,7 @@ static void burst(struct vipsec_sa_table *table, struct vipsec_packet *packets, 
 
 void esp_outbound(struct vipsec_sa_table *table, struct vipsec_packet *packets, size_t count) {
     for (size_t done = 0; done < count; done += ESP_BURST) {
-        burst(table, packets + done, count - done < ESP_BURST ? count - done : ESP_BURST);
+        burst(table, packets + done, count - done < ESP_BURST ? count - done : ESP_BURST, done == 0);
     }
 }
 
