@@ -27,6 +27,7 @@ from tools.bench_parts.cells import Quiet
 from tools.bench_parts.targets import ADMIN, Target
 from virtio_ipsec.device.config import DeviceConfig
 from virtio_ipsec.device.device import Device
+from virtio_ipsec.device.fast import fast_path
 from virtio_ipsec.driver import Driver, DriverConfig
 from virtio_ipsec.driver.features import SUPPORTED
 from virtio_ipsec.ring.chain import Segment
@@ -74,7 +75,7 @@ def commands(count: int) -> Commands:
 
 def started(packed: bool) -> tuple[Loopback, Driver]:
     """A device that a driver has brought up, limits and capabilities set."""
-    link = Loopback(Device(DeviceConfig(), os.urandom))
+    link = Loopback(Device(DeviceConfig(), os.urandom, fast_path("auto", os.urandom)))
     wanted = SUPPORTED if packed else SUPPORTED & ~mask(Feature.F_RING_PACKED)
     driver = Driver(link, config=DriverConfig(wanted=wanted))
     driver.start()

@@ -10,6 +10,8 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
+from struct import Struct
 from typing import Any
 
 from virtio_ipsec.crypto.algorithms import Kind, Protocol
@@ -21,19 +23,20 @@ from virtio_ipsec.ipsec.outer import addresses
 from virtio_ipsec.ipsec.params import BadSaParameters, SaParams
 from virtio_ipsec.ipsec.process import Inbound
 from virtio_ipsec.wire.numbers import AeadAlgo, Direction
-from virtio_ipsec.wire.tunnel import TunnelIPv4, TunnelIPv6
+from virtio_ipsec.wire.tunnel import TunnelIPv4
 
 MAX_SAS = 1 << 20
 """SAs of one direction; their numbers are below this."""
 
 ICV_LENS = (8, 12, 16)
+_UINTS = {1: "B", 2: "H", 4: "I", 8: "Q"}
 _REASONS: tuple[Reason | None, ...] = (None, *Reason)
 
 
 def accepts(params: SaParams) -> bool:
     """Whether the fast path can do this SA: ESP with AES-GCM. All its modes and options."""
     suite = params.suite
-    is_gcm = (suite.protocol, suite.kind, suite.cipher_algo) == (Protocol.ESP, Kind.AEAD, AeadAlgo.GCM)
+    is_gcm = suite.protocol is Protocol.ESP and suite.kind is Kind.AEAD and suite.cipher_algo == AeadAlgo.GCM
     return is_gcm and suite.icv_len in ICV_LENS
 
 
@@ -135,7 +138,7 @@ class _FastSa:
         self.table, self.ident = table, ident
         self.params = params
         self._final: Any = None
-        self._elsewhere: Counter[Reason] = Counter()
+        self._elsewhere: Counter[Reason] | None = None
         config = _config(params, iv_base)
         try:
             result = lib.vipsec_sa_add(table.handle, ident, config)
@@ -169,7 +172,7 @@ class _FastSa:
         state = self._state()  # owns the array
         refused = list(state.refused)
         counts = Counter({reason: refused[n] for n, reason in enumerate(_REASONS) if reason and refused[n]})
-        return counts + self._elsewhere
+        return counts + self._elsewhere if self._elsewhere else counts
 
     def update(self, params: SaParams) -> None:
         """MODIFY: take over ``params``; BadSaParameters, and no change, if they touch what is fixed (E40)."""
@@ -206,6 +209,8 @@ class _FastSa:
 
     def _refuse_elsewhere(self, reason: Reason) -> PacketError:
         """Counts a packet that the table did not find this SA for."""
+        if self._elsewhere is None:
+            self._elsewhere = Counter()
         self._elsewhere[reason] += 1
         return _error(reason)
 
@@ -271,26 +276,38 @@ def _wipe(config: Any) -> None:
 def _config(params: SaParams, iv_base: int) -> Any:
     """``struct vipsec_sa_config``; the caller wipes it."""
     ffi, _ = native.extension()
-    life = params.lifetime
+    life, tunnel = params.lifetime, params.tunnel
+    family = dscp = df = ttl = flow_label = 0
+    source = destination = b""
+    if tunnel is not None and params.direction is Direction.OUTBOUND:
+        src, dst = addresses(tunnel)
+        family, source, destination, dscp = src.version, src.packed, dst.packed, tunnel.dscp
+        if isinstance(tunnel, TunnelIPv4):
+            df, ttl = tunnel.df, tunnel.ttl
+        else:
+            flow_label, ttl = tunnel.flabel, tunnel.hlimit
     config: Any = ffi.new("struct vipsec_sa_config *")
-    config.direction, config.is_tunnel = params.direction, params.is_tunnel
-    config.key, config.key_len = params.cipher_key, len(params.cipher_key)
-    config.salt, config.icv_len = params.salt, params.suite.icv_len
-    config.spi, config.options, config.replay_window = params.spi, params.options, params.replay_window
-    config.udp_sport, config.udp_dport = params.udp_sport, params.udp_dport
-    config.packets_soft, config.packets_hard = life.packets_soft_limit, life.packets_hard_limit
-    config.bytes_soft, config.bytes_hard = life.bytes_soft_limit, life.bytes_hard_limit
-    config.first_sequence, config.iv_base = params.first_sequence, iv_base
-    if params.tunnel is not None and params.direction is Direction.OUTBOUND:
-        _outer(config, params.tunnel)
+    # All fields at one go, in the order of the structure: one by one they cost more than everything else here.
+    _config_layout().pack_into(
+        ffi.buffer(config), 0,
+        params.direction, params.is_tunnel, family, dscp, df, ttl, len(params.cipher_key), params.suite.icv_len,
+        params.spi, params.options, flow_label, params.replay_window, params.udp_sport, params.udp_dport,
+        params.salt, source, destination, params.cipher_key,
+        life.packets_soft_limit, life.bytes_soft_limit, life.packets_hard_limit, life.bytes_hard_limit,
+        params.first_sequence, iv_base,
+    )  # fmt: skip
     return config
 
 
-def _outer(config: Any, tunnel: TunnelIPv4 | TunnelIPv6) -> None:
-    src, dst = addresses(tunnel)
-    config.source, config.destination = src.packed, dst.packed
-    config.tunnel_family, config.dscp = src.version, tunnel.dscp
-    if isinstance(tunnel, TunnelIPv4):
-        config.df, config.ttl = tunnel.df, tunnel.ttl
-    else:
-        config.flow_label, config.ttl = tunnel.flabel, tunnel.hlimit
+@cache
+def _config_layout() -> Struct:
+    """``struct vipsec_sa_config`` as the compiler laid it out; shorter octets are filled up with zeros."""
+    ffi, _ = native.extension()
+    kind = ffi.typeof("struct vipsec_sa_config")
+    codes, at = ["="], 0
+    for _, member in kind.fields:
+        octets = member.type.kind == "array"
+        size = ffi.sizeof(member.type)
+        codes.append(f"{member.offset - at}x" + (f"{size}s" if octets else _UINTS[size]))
+        at = member.offset + size
+    return Struct("".join(codes) + f"{ffi.sizeof(kind) - at}x")

@@ -19,6 +19,7 @@ from virtio_ipsec.ipsec.lifetime import UNLIMITED
 from virtio_ipsec.wire.dialect import Dialect
 from virtio_ipsec.wire.ipsec import IpsecSa, Lifetime
 from virtio_ipsec.wire.numbers import Direction, IpsecMode, IpsecOption
+from virtio_ipsec.wire.quick import quick_init
 from virtio_ipsec.wire.tunnel import TunnelIPv4, TunnelIPv6, TunnelParam
 
 MAX_REPLAY_WINDOW = 4096
@@ -61,6 +62,7 @@ class BadSaParameters(VirtioIpsecError):
         self.field = field
 
 
+@quick_init
 @dataclass(frozen=True, slots=True)
 class SaParams:
     """What an SA is made of. Build it with :meth:`from_wire`, which checks.

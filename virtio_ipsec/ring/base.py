@@ -12,6 +12,7 @@ from virtio_ipsec.ring.chain import DESCRIPTOR_SIZE, MAX_CHAIN_BYTES, MAX_LENGTH
 from virtio_ipsec.ring.faults import ChainError, Fault, QueueBroken, QueueFull, UsedError
 from virtio_ipsec.ring.memory import Allocator, GuestMemory
 from virtio_ipsec.wire.numbers import Feature, has
+from virtio_ipsec.wire.quick import quick_init
 
 
 class _Queue:
@@ -182,6 +183,7 @@ class DeviceQueue(_Queue, ABC):
         return entries
 
 
+@quick_init
 @dataclass(frozen=True, slots=True)
 class Used:
     """A buffer that came back: the token given to ``add`` and the bytes that the device has written."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from virtio_ipsec.errors import MemoryAccessError
 from virtio_ipsec.ring.faults import ChainError, Fault, LayoutError
 from virtio_ipsec.ring.memory import GuestMemory
+from virtio_ipsec.wire.quick import quick_init
 
 #: Bytes of one descriptor, in a ring or in an indirect table.
 DESCRIPTOR_SIZE = 16
@@ -28,6 +29,7 @@ F_WRITE = 2
 F_INDIRECT = 4
 
 
+@quick_init
 @dataclass(frozen=True, slots=True)
 class Segment:
     """``length`` bytes of guest memory from ``addr``."""
@@ -41,6 +43,7 @@ def _total(segments: Sequence[Segment]) -> int:
     return segments[0].length if len(segments) == 1 else sum([segment.length for segment in segments])
 
 
+@quick_init
 @dataclass(frozen=True, slots=True)
 class Chain:
     """One buffer that the driver made available, its addresses already checked.

@@ -12,11 +12,13 @@ from virtio_ipsec.errors import WireError
 from virtio_ipsec.wire.codec import Data, Headed, Record
 from virtio_ipsec.wire.fields import hexadecimal, le16, le32, le64, named, reserved
 from virtio_ipsec.wire.numbers import AdminQualifier, AdminStatus, CapId, GroupType, Opcode, ResourceType
+from virtio_ipsec.wire.quick import quick_init
 
 _ID_LIMIT = 0x10000
 """Opcodes and capability ids are 16 bits wide: no bitmap says anything about higher numbers."""
 
 
+@quick_init
 @dataclass(frozen=True, slots=True)
 class AdminCommand:
     """The device-readable part. ``data`` is ``command_specific_data``: any length, may hold keys."""
@@ -27,6 +29,7 @@ class AdminCommand:
     data: bytes = field(default=b"", repr=False)
 
 
+@quick_init
 @dataclass(frozen=True, slots=True)
 class AdminReply:
     """The device-writable part. ``result`` is ``command_specific_result``: any length, may hold keys."""
@@ -36,6 +39,7 @@ class AdminReply:
     result: bytes = field(default=b"", repr=False)
 
 
+@quick_init
 @dataclass(frozen=True, slots=True)
 class ResourceHeader:
     """``virtio_admin_cmd_resource_obj_cmd_hdr``: which object; all that DESTROY carries."""
@@ -44,6 +48,7 @@ class ResourceHeader:
     id: int
 
 
+@quick_init
 @dataclass(frozen=True, slots=True)
 class ObjectCommand:
     """CREATE, MODIFY and (without ``data``) QUERY of a resource object. ``data`` may hold keys."""

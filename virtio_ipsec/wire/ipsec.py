@@ -28,6 +28,7 @@ from virtio_ipsec.wire.fields import (
     u8,
 )
 from virtio_ipsec.wire.numbers import AeadAlgo, CipherAlgo, Direction, IpsecMode, IpsecOption, MacAlgo
+from virtio_ipsec.wire.quick import quick_init
 from virtio_ipsec.wire.tunnel import NO_TUNNEL, TunnelParam, TunnelParamCodec
 
 KEY_BYTES = 32
@@ -68,6 +69,7 @@ class IpsecSaCap:
     modes: tuple[ModeCap, ...] = ()
 
 
+@quick_init
 @dataclass(frozen=True, slots=True)
 class Lifetime:
     """``virtio_crypto_ipsec_lifetime``; 0 means no limit (E45)."""
@@ -78,6 +80,7 @@ class Lifetime:
     bytes_hard_limit: int = 0
 
 
+@quick_init
 @dataclass(frozen=True, slots=True)
 class IpsecSa:
     """``virtio_crypto_resource_obj_ipsec_sa_256b_key``, both directions and both dialects.

@@ -27,8 +27,10 @@ from virtio_ipsec.wire.fields import (
     u8,
 )
 from virtio_ipsec.wire.numbers import TunnelType
+from virtio_ipsec.wire.quick import quick_init
 
 
+@quick_init
 @dataclass(frozen=True, slots=True)
 class TunnelIPv4:
     """Outer IPv4 header: ``dscp`` 0-63, ``df`` 0 or 1, ``ttl`` 0 for the device's default (E26)."""
@@ -40,6 +42,7 @@ class TunnelIPv4:
     ttl: int = 0
 
 
+@quick_init
 @dataclass(frozen=True, slots=True)
 class TunnelIPv6:
     """Outer IPv6 header: ``flabel`` 20 bits, ``hlimit`` 0 for the device's default, ``dscp`` 0-63 (E26)."""
