@@ -145,7 +145,7 @@ def test_random_rules_while_they_change(seed: int) -> None:
             both.add_group(rnd.choice(list(both.objects.groups)))
         elif step < 0.44:
             unused = set(both.objects.classifiers) - {r.classifier_id for r in both.objects.rules.values()}
-            both.add_classifier(min(unused, default=rnd.randrange(1000, 2000)))
+            both.add_classifier(min(unused, default=max(both.objects.classifiers) + 1))
         pool[rnd.randrange(len(pool))] = spoilt(rnd, laid(rnd).data)
         matched += both.match(rnd.choice(pool)) is not None
         if step > 0.98:

@@ -92,6 +92,19 @@ def test_checksums_are_verified_alike() -> None:
     assert 0.1 < sum(verdicts) / len(verdicts) < 0.9
 
 
+@pytest.mark.parametrize("stated", range(9))
+def test_a_udp_length_below_the_header_vouches_for_nothing(stated: int) -> None:
+    """Even where the sum over that many octets is right."""
+    ip = bytearray(bytes.fromhex("4500001c00000000401100000a0000010a000002"))
+    ip[10:12] = (0xFFFF ^ ones_sum(bytes(ip))).to_bytes(2)
+    udp = bytearray(bytes.fromhex("00000035") + stated.to_bytes(2) + b"\x12\x34")
+    covered = ones_sum(bytes(udp[:stated])) + ones_sum(bytes(ip[12:20])) + 17 + stated
+    udp[:2] = (-covered % 0xFFFF).to_bytes(2)
+    frame = bytes(12) + b"\x08\x00" + bytes(ip) + bytes(udp)
+    assert checksum.transport_checksum_ok(frame, view(frame)) == offload.transport_checksum_ok(frame)
+    assert offload.transport_checksum_ok(frame) == (stated == 8)
+
+
 def test_checksums_are_completed_alike() -> None:
     rnd = random.Random(4)
     for _ in range(rounds(4000)):
@@ -239,6 +252,19 @@ def test_scapy_finds_every_segment_right(version: int, protocol: int) -> None:
         assert bytes(packet) == raw
     assert joined == data
     assert len(segments) == 7
+
+
+@pytest.mark.parametrize(("version", "longest"), [(4, 65535 - 40), (6, 65535 - 20)])
+def test_a_segment_must_fit_its_length_field(version: int, longest: int) -> None:
+    ip = IP(src="10.0.0.1", dst="10.0.0.2") if version == 4 else IPv6(src="fd00::1", dst="fd00::2")
+    gso, l4 = (GsoType.TCPV4, 34) if version == 4 else (GsoType.TCPV6, 54)
+    head = bytes(Ether() / ip / TCP())
+    for body in (longest, longest + 1, 70000):
+        for size in (longest, min(longest + 1, 65535)):
+            hdr = NetHdr(flags=1, gso_type=gso, gso_size=size, csum_start=l4, csum_offset=16)
+            found = fast_segments(head + bytes(body), hdr, ALL, 0)
+            assert found == slow_segments(head + bytes(body), hdr, ALL, 0)
+            assert isinstance(found, list) == (min(size, body) <= longest)
 
 
 def test_too_many_segments_are_refused_alike() -> None:

@@ -112,6 +112,40 @@ def test_random_rules_decide_the_same(seed: int) -> None:
     assert min(seen.values()) > 5
 
 
+def test_packets_that_hide_their_ports() -> None:
+    """Whole packets, first and later fragments and cut ones, against rules that name ports and rules that do not."""
+    named = Selector(protocol=17, remote_ports=(53, 53))
+    tail = bytes((0, 99, 0, 53, 0, 8, 0, 0))
+    packets = []
+    for field in (0, 1, 6, 8, 9):
+        fragment = bytes((17, 0)) + field.to_bytes(2) + bytes(4)
+        for packet_tail in (tail, tail[:3]):
+            payload = fragment + packet_tail
+            packets.append(
+                bytes.fromhex("60000000") + len(payload).to_bytes(2) + b"\x2c\x40" + bytes(32) + payload
+            )
+    for field in (0, 0x2000, 0x4000, 0x8000, 1):
+        for packet_tail in (tail, tail[:3]):
+            length = (20 + len(packet_tail)).to_bytes(2)
+            packets.append(
+                b"\x45\0" + length + bytes(2) + field.to_bytes(2) + b"\x40\x11" + bytes(10) + packet_tail
+            )
+    outcomes = set()
+    for action in Action:
+        for first in (Selector(protocol=6), Selector(protocol=17, local_ports=(0, 65535))):
+            for rules in ((named, first), (first, named), (named,)):
+                made = tuple(Rule(each, action, 7 if action is Action.PROTECT else None) for each in rules)
+                policy = Policy(made, Action.BYPASS, {0: InboundSa(rules)})
+                table = PolicyTable(policy, 1)
+                for packet in packets:
+                    expected = policy.outbound(packet)
+                    assert same(table.decide(OUTBOUND, packet), expected), packet.hex()
+                    assert same(table.decide(INBOUND_CLEAR, packet), policy.inbound_clear(packet))
+                    assert same(table.decide(INBOUND_OPENED, packet), policy.inbound_opened(0, packet))
+                    outcomes.add(expected.outcome)
+    assert {Outcome.DROP_HIDDEN, Outcome.PROTECT, Outcome.BYPASS, Outcome.DROP_RULE} <= outcomes
+
+
 def test_ten_thousand_rules_are_all_found() -> None:
     rules = tuple(
         Rule(Selector(remote=ip_network((0x0A000000 + number, 32)), protocol=17), Action.PROTECT, number)

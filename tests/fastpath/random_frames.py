@@ -110,8 +110,9 @@ def destination_options(rnd: random.Random) -> bytes:
         options += rnd.choice(
             (b"\0", b"\x01\x00", b"\x01\x03\0\0\0", b"\xc9\x10" + rnd.choice(V6), b"\xc9\x04" + bytes(4))
         )
-    size = (len(options) + 2 + 7) // 8 * 8 - 2
-    return options.ljust(size, rnd.choice((b"\0", b"\xc9")))
+    # Up to whole octuplets, or down, through an option.
+    size = (len(options) + 2 + rnd.choice((7, 7, 0))) // 8 * 8 - 2
+    return options.ljust(max(size, 6), rnd.choice((b"\0", b"\xc9")))[: max(size, 6)]
 
 
 def extension(rnd: random.Random, kind: int) -> bytes:

@@ -81,7 +81,7 @@ class PolicyTable:
         lib.vipsec_policy_decide(self._handle, direction, sa, packet, len(packet), version, source, verdict)
         outcome = OUTCOMES[verdict.outcome]
         rule = None if verdict.rule == lib.VIPSEC_POLICY_NO_RULE else verdict.rule
-        return outcome, verdict.sa_id if outcome == "protect" else None, rule
+        return outcome, verdict.sa_id or (0 if outcome == "protect" else None), rule
 
 
 def _fill(made: Any, selector: Any) -> None:
