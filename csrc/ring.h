@@ -98,9 +98,9 @@ static inline void ring_copy(void *to, const void *from, size_t len) {
 
 /* ---- buffers in and out ------------------------------------------------------------------- */
 
-/* Takes up to max (and RING_BURST) buffers, oldest first; their number, or the negated fault that broke the queue. A fault behind
- * sound buffers is found by the next call. Fewer than max does not mean that no more are there: 0 does, unless
- * segments run out, which happens only while chains with indirect tables are out: push or unpop those.
+/* Takes up to max (and RING_BURST) buffers, oldest first; their number, or the negated fault that broke the queue. A
+ * fault behind sound buffers is found by the next call. Fewer than max does not mean that no more are there: 0 does,
+ * unless segments run out, which happens only while chains with indirect tables are out: push or unpop those.
  * chain->segments stay valid until the chain is pushed or given back. */
 int ring_pop_many(struct vipsec_queue *q, struct vipsec_chain *chains, uint32_t max);
 
@@ -140,8 +140,19 @@ static inline size_t ring_copy_out(const struct vipsec_chain *chain, uint64_t sk
 }
 
 /* Copies into the writable part, from its byte `at` on, until len bytes or its end; bytes copied. */
-size_t ring_copy_in(struct vipsec_queue *q, const struct vipsec_chain *chain, uint64_t at, const void *from,
-                    size_t len);
+size_t ring_copy_in_pieces(struct vipsec_queue *q, const struct vipsec_chain *chain, uint64_t at, const void *from,
+                           size_t len);
+
+static inline size_t ring_copy_in(struct vipsec_queue *q, const struct vipsec_chain *chain, uint64_t at,
+                                  const void *from, size_t len) {
+    const struct vipsec_segment *first = chain->segments + chain->readable;
+    if (__builtin_expect(chain->writable > 0 && at + len <= first->len, 1)) {
+        ring_copy(first->host + at, from, len);
+        dirty_mark(q->memory, first->guest + at, len);
+        return len;
+    }
+    return ring_copy_in_pieces(q, chain, at, from, len);
+}
 
 /* ---- between the ring_*.c files -------------------------------------------------------------- */
 
@@ -157,19 +168,22 @@ static inline uint8_t *ring_host(struct vipsec_queue *q, uint64_t guest, uint32_
     return host;
 }
 
-/* A chain while it is walked. An element's own fault is remembered, for a fault of the walk itself goes first. */
+/* A chain while it is walked: locals, as above. An element's own fault is remembered, for a fault of the walk itself
+ * goes first. */
 struct ring_walk {
     struct vipsec_segment *end; /* behind its last segment */
-    uint32_t elements;          /* at most the queue's size: RING_NEXT beyond is a loop */
-    int fault;                  /* first fault of an element */
+    uint64_t readable_len, writable_len;
+    uint32_t readable, writable;
+    uint32_t elements; /* at most the queue's size: RING_NEXT beyond is a loop */
+    int fault;         /* first fault of an element */
 };
 
 /* Adds the pieces of an element that crosses regions; how many, 0 when it is not inside. */
 uint32_t ring_split_element(struct vipsec_queue *q, struct vipsec_segment *end, uint64_t guest, uint32_t len);
 
-/* Adds an element (address, length, device-writable) to the chain. */
-static inline void ring_element(struct vipsec_queue *q, struct vipsec_chain *chain, struct ring_walk *walk,
-                                uint64_t guest, uint32_t len, bool writable) {
+/* Adds an element (address, length, device-writable) to it. */
+RING_HOT void ring_element(struct vipsec_queue *q, struct ring_walk *walk, uint64_t guest, uint32_t len,
+                           bool writable) {
     if (__builtin_expect(walk->fault != 0, 0)) {
         return;
     }
@@ -177,7 +191,7 @@ static inline void ring_element(struct vipsec_queue *q, struct vipsec_chain *cha
         walk->fault = VIPSEC_FAULT_ZERO_LENGTH;
         return;
     }
-    if (__builtin_expect(chain->readable_len + chain->writable_len + len > UINT64_C(1) << 32, 0)) {
+    if (__builtin_expect(walk->readable_len + walk->writable_len + len > UINT64_C(1) << 32, 0)) {
         walk->fault = VIPSEC_FAULT_TOO_LONG;
         return;
     }
@@ -191,13 +205,13 @@ static inline void ring_element(struct vipsec_queue *q, struct vipsec_chain *cha
     }
     walk->end += pieces;
     if (writable) {
-        chain->writable += pieces;
-        chain->writable_len += len;
-    } else if (__builtin_expect(chain->writable != 0, 0)) {
+        walk->writable += pieces;
+        walk->writable_len += len;
+    } else if (__builtin_expect(walk->writable != 0, 0)) {
         walk->fault = VIPSEC_FAULT_ORDER;
     } else {
-        chain->readable += pieces;
-        chain->readable_len += len;
+        walk->readable += pieces;
+        walk->readable_len += len;
     }
 }
 
@@ -261,12 +275,14 @@ static inline bool ring_room(const struct vipsec_queue *q, const struct ring_bur
     return burst->end <= q->segments_limit;
 }
 
-/* An empty chain, and its walk. */
-static inline void ring_begin(struct vipsec_chain *chain, struct ring_walk *walk, const struct ring_burst *burst) {
-    *walk = (struct ring_walk){.end = burst->end};
-    chain->segments = burst->end;
-    chain->readable_len = chain->writable_len = 0;
-    chain->readable = chain->writable = 0;
+/* The walk of a chain ends. `end`: where its segments begin, and from now on where the next ones do. */
+static inline void ring_walked(struct vipsec_chain *chain, const struct ring_walk *walk, struct vipsec_segment **end) {
+    chain->segments = *end;
+    chain->readable_len = walk->readable_len;
+    chain->writable_len = walk->writable_len;
+    chain->readable = walk->readable;
+    chain->writable = walk->writable;
+    *end = walk->end;
 }
 
 /* A chain of one descriptor in one region, the usual one, in one go; false when this is not such a chain. */

@@ -180,8 +180,8 @@ size_t ring_copy_out_pieces(const struct vipsec_chain *chain, uint64_t skip, voi
     return len - left;
 }
 
-size_t ring_copy_in(struct vipsec_queue *q, const struct vipsec_chain *chain, uint64_t at, const void *from,
-                    size_t len) {
+size_t ring_copy_in_pieces(struct vipsec_queue *q, const struct vipsec_chain *chain, uint64_t at, const void *from,
+                           size_t len) {
     const uint8_t *in = from;
     size_t left = len;
     for (uint32_t i = chain->readable; i < chain->readable + chain->writable && left > 0; i++) {

@@ -89,9 +89,9 @@ bool ring_packed_available(const struct vipsec_queue *q, uint32_t position, uint
     return available(q, position, word);
 }
 
-RING_COLD int walk_table(struct vipsec_queue *q, struct vipsec_chain *chain, struct ring_walk *walk, uint64_t guest,
-                      uint32_t len) {
+static int walk_table(struct vipsec_queue *q, struct ring_walk *of_chain, uint64_t guest, uint32_t len) {
     struct ring_table table;
+    struct ring_walk walk = *of_chain;
     /* One entry more than allowed is counted: enough to refuse what is too long. */
     const int wrong = ring_table_at(q, &table, guest, len, q->size + 1);
     if (wrong != 0) {
@@ -104,16 +104,18 @@ RING_COLD int walk_table(struct vipsec_queue *q, struct vipsec_chain *chain, str
         uint64_t address, word;
         ring_table_entry(q, &table, index, &address, &word);
         /* Only RING_WRITE counts in a table (virtio v1.4 2.8.7). */
-        ring_element(q, chain, walk, address, (uint32_t)word, (word >> 48 & RING_WRITE) != 0);
+        ring_element(q, &walk, address, (uint32_t)word, (word >> 48 & RING_WRITE) != 0);
     }
-    return walk->fault;
+    *of_chain = walk;
+    return walk.fault;
 }
 
 /* Collects the list whose first descriptor has these words, from the ring or from the copies of an old chain; 0 or the
  * driver's fault. Each step adds an element, of
  * which there are at most as many as the queue has entries. */
-static int walk_list(struct vipsec_queue *q, struct vipsec_chain *chain, struct ring_walk *walk, uint32_t position,
+static int walk_list(struct vipsec_queue *q, struct vipsec_chain *chain, struct vipsec_segment **end, uint32_t position,
                      uint64_t address, uint64_t word, const struct inflight_old *old) {
+    struct ring_walk walk = {.end = *end};
     for (uint32_t count = 1;; count++) {
         if (q->inflight != NULL && old == NULL) {
             inflight_packed_note(q, address, word);
@@ -128,14 +130,17 @@ static int walk_list(struct vipsec_queue *q, struct vipsec_chain *chain, struct 
             if ((flags & RING_NEXT) != 0 || count > 1) {
                 return VIPSEC_FAULT_INDIRECT_CHAINED;
             }
-            return walk_table(q, chain, walk, address, (uint32_t)word);
+            const int wrong = walk_table(q, &walk, address, (uint32_t)word);
+            ring_walked(chain, &walk, end);
+            return wrong;
         }
-        if (++walk->elements > q->size) {
+        if (++walk.elements > q->size) {
             return VIPSEC_FAULT_LOOP;
         }
-        ring_element(q, chain, walk, address, (uint32_t)word, (flags & RING_WRITE) != 0);
+        ring_element(q, &walk, address, (uint32_t)word, (flags & RING_WRITE) != 0);
         if ((flags & RING_NEXT) == 0) {
-            return walk->fault;
+            ring_walked(chain, &walk, end);
+            return walk.fault;
         }
         position = advance(q, position, 1);
         if (old != NULL ? count == old->count : !available(q, position, &word)) {
@@ -159,13 +164,12 @@ RING_HOT int walk(struct vipsec_queue *q, struct vipsec_chain *chain, struct rin
         chain->head = (uint16_t)(word >> 32);
         return 0;
     }
-    struct ring_walk list;
-    ring_begin(chain, &list, burst);
     if (q->inflight != NULL) {
         q->inflight->noted = 0;
     }
-    const int wrong = walk_list(q, chain, &list, position, address, word, NULL);
-    burst->end = list.end;
+    struct vipsec_segment *end = burst->end; /* not &burst->end: that would keep the burst in memory */
+    const int wrong = walk_list(q, chain, &end, position, address, word, NULL);
+    burst->end = end;
     return wrong;
 }
 
@@ -184,13 +188,10 @@ RING_COLD int pop_old(struct vipsec_queue *q, struct vipsec_chain *chain) {
     const struct inflight_old *old = inflight_next(q);
     const uint64_t *first = q->inflight->copies[old->first];
     struct ring_burst burst = ring_burst_begin(q);
-    struct ring_walk list;
     if (!ring_room(q, &burst)) {
         return 0;
     }
-    ring_begin(chain, &list, &burst);
-    int wrong = walk_list(q, chain, &list, 0, first[0], first[1], old);
-    burst.end = list.end;
+    int wrong = walk_list(q, chain, &burst.end, 0, first[0], first[1], old);
     if (wrong == 0 && chain->descriptors != old->count) {
         wrong = VIPSEC_FAULT_PARTIAL_LIST; /* the record is longer than its list */
     }

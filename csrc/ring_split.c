@@ -82,9 +82,9 @@ static int fresh(struct vipsec_queue *q) {
 int ring_split_pending(struct vipsec_queue *q) { return fresh(q); }
 
 /* The rest of a chain that enters an indirect table. */
-RING_COLD int walk_table(struct vipsec_queue *q, struct vipsec_chain *chain, struct ring_walk *walk, uint64_t guest,
-                      uint32_t len) {
+static int walk_table(struct vipsec_queue *q, struct ring_walk *of_chain, uint64_t guest, uint32_t len) {
     struct ring_table table;
+    struct ring_walk walk = *of_chain;
     const int wrong = ring_table_at(q, &table, guest, len, TABLE_LIMIT);
     if (wrong != 0) {
         return wrong;
@@ -99,12 +99,13 @@ RING_COLD int walk_table(struct vipsec_queue *q, struct vipsec_chain *chain, str
         if ((flags & RING_INDIRECT) != 0) {
             return VIPSEC_FAULT_INDIRECT_NESTED;
         }
-        if (++walk->elements > q->size) {
+        if (++walk.elements > q->size) {
             return VIPSEC_FAULT_LOOP;
         }
-        ring_element(q, chain, walk, address, (uint32_t)word, (flags & RING_WRITE) != 0);
+        ring_element(q, &walk, address, (uint32_t)word, (flags & RING_WRITE) != 0);
         if ((flags & RING_NEXT) == 0) {
-            return walk->fault;
+            *of_chain = walk;
+            return walk.fault;
         }
         index = (uint32_t)(word >> 48);
     }
@@ -112,8 +113,9 @@ RING_COLD int walk_table(struct vipsec_queue *q, struct vipsec_chain *chain, str
 
 /* Collects the chain that starts at its head; 0 or the driver's fault. Each step adds an element, of which there are
  * at most as many as the queue has entries, or enters the only indirect table. */
-static int walk_direct(struct vipsec_queue *q, struct vipsec_chain *chain, struct ring_walk *walk, uint64_t address,
-                       uint64_t word) {
+static int walk_direct(struct vipsec_queue *q, struct vipsec_chain *chain, struct vipsec_segment **end,
+                       uint64_t address, uint64_t word) {
+    struct ring_walk walk = {.end = *end};
     for (uint32_t direct = 1;; direct++) {
         const uint32_t flags = (uint32_t)(word >> 32) & UINT16_MAX, index = (uint32_t)(word >> 48);
         chain->descriptors = (uint16_t)direct;
@@ -125,14 +127,17 @@ static int walk_direct(struct vipsec_queue *q, struct vipsec_chain *chain, struc
                 return VIPSEC_FAULT_INDIRECT_CHAINED;
             }
             /* RING_WRITE of this descriptor is to be ignored (virtio v1.4 2.7.5.3.2). */
-            return walk_table(q, chain, walk, address, (uint32_t)word);
+            const int wrong = walk_table(q, &walk, address, (uint32_t)word);
+            ring_walked(chain, &walk, end);
+            return wrong;
         }
-        if (++walk->elements > q->size) {
+        if (++walk.elements > q->size) {
             return VIPSEC_FAULT_LOOP;
         }
-        ring_element(q, chain, walk, address, (uint32_t)word, (flags & RING_WRITE) != 0);
+        ring_element(q, &walk, address, (uint32_t)word, (flags & RING_WRITE) != 0);
         if ((flags & RING_NEXT) == 0) {
-            return walk->fault;
+            ring_walked(chain, &walk, end);
+            return walk.fault;
         }
         if (index >= q->size) {
             return VIPSEC_FAULT_INDEX;
@@ -142,21 +147,36 @@ static int walk_direct(struct vipsec_queue *q, struct vipsec_chain *chain, struc
     }
 }
 
-RING_HOT int walk_chain(struct vipsec_queue *q, struct vipsec_chain *chain, struct ring_burst *burst) {
+/* A head taken from the available ring, and its descriptor. */
+struct first {
+    uint64_t address, word;
+    uint16_t head;
+};
+
+/* Loads the descriptor; what it leads to is on its way into the cache while others are loaded. */
+RING_HOT void load_first(struct vipsec_queue *q, struct first *first) {
+    if (first->head < q->size) {
+        first->address = ring_load(&q->desc[(size_t)2 * first->head]);
+        first->word = ring_load(&q->desc[(size_t)2 * first->head + 1]);
+        __builtin_prefetch(memory_within(&q->recent, first->address, 1));
+    }
+}
+
+RING_HOT int walk_chain(struct vipsec_queue *q, struct vipsec_chain *chain, struct ring_burst *burst,
+                        const struct first *first) {
+    chain->head = first->head;
     if (__builtin_expect(chain->head >= q->size, 0)) {
         return VIPSEC_FAULT_INDEX;
     }
-    const uint64_t address = ring_load(&q->desc[(size_t)2 * chain->head]);
-    const uint64_t word = ring_load(&q->desc[(size_t)2 * chain->head + 1]);
+    const uint64_t address = first->address, word = first->word;
     const uint32_t flags = (uint32_t)(word >> 32);
     if (__builtin_expect((flags & (RING_NEXT | RING_INDIRECT)) == 0, 1) &&
         ring_single(q, chain, burst, address, (uint32_t)word, (flags & RING_WRITE) != 0)) {
         return 0;
     }
-    struct ring_walk walk;
-    ring_begin(chain, &walk, burst);
-    const int wrong = walk_direct(q, chain, &walk, address, word);
-    burst->end = walk.end;
+    struct vipsec_segment *end = burst->end; /* not &burst->end: that would keep the burst in memory */
+    const int wrong = walk_direct(q, chain, &end, address, word);
+    burst->end = end;
     return wrong;
 }
 
@@ -166,8 +186,9 @@ RING_COLD int pop_old(struct vipsec_queue *q, struct vipsec_chain *chain) {
     if (!ring_room(q, &burst)) {
         return 0;
     }
-    chain->head = inflight_next(q)->head;
-    int wrong = walk_chain(q, chain, &burst);
+    struct first first = {.head = inflight_next(q)->head};
+    load_first(q, &first);
+    int wrong = walk_chain(q, chain, &burst, &first);
     wrong = wrong != 0 ? wrong : ring_hold(q, chain, &burst);
     if (wrong != 0) {
         return ring_break(q, wrong);
@@ -197,18 +218,20 @@ int ring_split_pop(struct vipsec_queue *q, struct vipsec_chain *chains, uint32_t
         }
     }
     max = available < max ? available : max;
-    uint16_t heads[RING_BURST];
+    struct first firsts[RING_BURST];
     for (uint32_t i = 0; i < max; i++) {
-        heads[i] = ring_load(&q->u.split.avail[2 + ((q->next_avail + i) & mask)]);
-        __builtin_prefetch(&q->desc[(size_t)2 * (heads[i] & mask)]);
+        firsts[i].head = ring_load(&q->u.split.avail[2 + ((q->next_avail + i) & mask)]);
+        __builtin_prefetch(&q->desc[(size_t)2 * (firsts[i].head & mask)]);
+    }
+    for (uint32_t i = 0; i < max; i++) {
+        load_first(q, &firsts[i]);
     }
     struct ring_burst burst = ring_burst_begin(q);
     uint32_t done = 0;
     for (; done < max && ring_room(q, &burst); done++) {
         struct vipsec_chain *chain = &chains[done];
-        chain->head = heads[done];
         const struct ring_burst before = burst;
-        int wrong = walk_chain(q, chain, &burst);
+        int wrong = walk_chain(q, chain, &burst, &firsts[done]);
         wrong = wrong != 0 ? wrong : ring_hold(q, chain, &burst);
         if (__builtin_expect(wrong != 0, 0)) {
             burst = before;
