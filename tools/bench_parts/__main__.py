@@ -3,6 +3,7 @@
   kernels  AES-GCM in bursts of 64 packets, AAD and nonce written, payload sealed or opened from one buffer (at
            offset 14) to another: our engines, OpenSSL EVP, ipsec-mb, `cryptography` from a Python loop
   esp      whole ESP packets in place, tunnel mode: csrc/, the Python rooms, dpdk-test-crypto-perf (cryptography only)
+  rings    the same packets from a virtqueue to an uplink, and from the wire into a virtqueue
   admin    SAs created and destroyed through the administration path
   suite    the conformance suite against the embedded device
 
@@ -28,12 +29,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from tools.bench_parts import admin, charts, comparators, esp, kernels, plot, targets
+from tools.bench_parts import admin, charts, comparators, esp, kernels, plot, rings, targets
 from tools.bench_parts.cells import Cell, Quiet, find, ratio
 from tools.bench_parts.native import OWN, Native, compiler_version
 from tools.bench_parts.targets import Target
 
-PARTS = ("kernels", "esp", "admin", "suite")
+PARTS = ("kernels", "esp", "rings", "admin", "suite")
 SIZES, QUICK_SIZES = (64, 128, 256, 512, 1024, 1420, 8900), (64, 1420, 8900)
 SA_COUNTS, QUICK_SA_COUNTS = (1, 64, 4096, 65536, 1 << 20), (64, 65536)
 WIDTHS = {"aesni": 16, "vaes256": 32, "vaes512": 64}  # bytes that one instruction works on
@@ -186,6 +187,11 @@ def main() -> int:
             made = run_esp(given, native, best, quiet, program, (core, others[0] if others else core))
             cells += made
             results += esp.judge(made, program, [cell for cell in cells if cell.engine == best])
+        if "rings" in given.parts:
+            print("\nESP through a split virtqueue and a port, 64 SAs; driver and wire not timed")
+            for group in rings.measure(native, best, given.sizes, given.rounds, quiet):
+                rings.show(group, cells)
+                cells += group
         if "admin" in given.parts:
             rates = admin.part(given.rounds, quiet)
             results.append(admin.judge(rates))

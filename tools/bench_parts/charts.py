@@ -18,7 +18,8 @@ def of(cells: Sequence[Cell], best: str) -> list[Chart]:
         engines = dict.fromkeys(cell.engine for cell in cells if cell.part == "kernels")
         made += _pair(cells, work, {engine: (engine, work) for engine in engines})
     whole = {"ESP out": ("C", "out"), "ESP in": ("C", "in"), "DPDK encrypt": ("dpdk", "encrypt")}
-    if any(cell.part == "esp" for cell in cells):
+    whole |= {"transmit ring": ("C", "transmit"), "receive ring": ("C", "receive")}
+    if any(cell.part in ("esp", "rings") for cell in cells):
         made += _pair(cells, "whole ESP packets", {**whole, f"{best} seal": (best, "seal")})
     return [chart for chart in made if chart.series]
 

@@ -5,16 +5,11 @@
  */
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
+#include "bench.h"
 #include "vipsec.h"
 
 enum { PACKETS = 64, ICV = 16, KEY = 16, MARGIN = 14, TRIES = 3 };
-
-struct bench_sas {
-    struct vipsec_sa_table *table;
-    uint32_t count;
-};
 
 struct bench_esp {
     const struct bench_sas *sas;
@@ -26,12 +21,6 @@ struct bench_esp {
     struct vipsec_packet packets[PACKETS];
     uint64_t bad;
 };
-
-static double seconds(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 /* AES-128-GCM, tunnel mode over IPv4, window of 64; number `id` has SPI 0x1000 + id and a key of its own. */
 static struct vipsec_sa_config config_of(uint32_t id, int direction) {

@@ -57,27 +57,28 @@ class Esp:
         for cell, took in zip(self.cells, self.took, strict=True):
             cell.samples.append(took)
         for i in range(PACKETS):
-            self._check(i)
+            length = self.lib.bench_esp_sealed_len(self.bench, i)
+            packet = self.ffi.buffer(self.lib.bench_esp_sealed(self.bench, i), length)
+            plain = self.ffi.buffer(self.lib.bench_esp_plain(self.bench, i), self.size)
+            check_sealed(bytes(packet), bytes(plain))
 
-    def _check(self, i: int) -> None:
-        """The i-th protected packet of the last burst, opened by `cryptography`."""
-        size = self.lib.bench_esp_sealed_len(self.bench, i)
-        packet = bytes(self.ffi.buffer(self.lib.bench_esp_sealed(self.bench, i), size))
-        plain = bytes(self.ffi.buffer(self.lib.bench_esp_plain(self.bench, i), self.size))
-        head, esp = packet[:20], packet[20:]
-        spi, sequence = int.from_bytes(esp[:4]), int.from_bytes(esp[4:8])
-        key = (spi - 0x1000).to_bytes(4, "little") + b"\x5a" * 12
-        inner = AESGCM(key).decrypt(SALT + esp[8:16], esp[16:], esp[:8])
-        padding = -(self.size + 2) % 4
-        right = (
-            head[:4] == b"\x45\0" + size.to_bytes(2)
-            and head[8:10] == bytes((64, 50))
-            and head[12:] == bytes((192, 0, 2, 1, 192, 0, 2, 2))
-            and esp[8:16] == ((IV_BASE + sequence) % 2**64).to_bytes(8)
-            and inner == plain + bytes(range(1, padding + 1)) + bytes((padding, 4))
-        )
-        if not right:
-            raise SystemExit(f"ESP: wrong bytes at {self.size} B")
+
+def check_sealed(packet: bytes, plain: bytes) -> None:
+    """SystemExit unless `packet` is what the SAs of esp.c make of `plain`: opened with `cryptography`."""
+    head, esp = packet[:20], packet[20:]
+    spi, sequence = int.from_bytes(esp[:4]), int.from_bytes(esp[4:8])
+    key = (spi - 0x1000).to_bytes(4, "little") + b"\x5a" * 12
+    inner = AESGCM(key).decrypt(SALT + esp[8:16], esp[16:], esp[:8])
+    padding = -(len(plain) + 2) % 4
+    right = (
+        head[:4] == b"\x45\0" + len(packet).to_bytes(2)
+        and head[8:10] == bytes((64, 50))
+        and head[12:] == bytes((192, 0, 2, 1, 192, 0, 2, 2))
+        and esp[8:16] == ((IV_BASE + sequence) % 2**64).to_bytes(8)
+        and inner == plain + bytes(range(1, padding + 1)) + bytes((padding, 4))
+    )
+    if not right:
+        raise SystemExit(f"ESP: wrong bytes at {len(plain)} B")
 
 
 class Oracle:

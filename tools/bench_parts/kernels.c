@@ -10,8 +10,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
+#include "bench.h"
 #include "vipsec.h"
 #ifdef WITH_OPENSSL
 #include <openssl/evp.h>
@@ -227,12 +227,6 @@ static void pass(struct bench *b) {
     for (uint32_t i = 0; k->engine == OPENSSL && i < PACKETS; i++) one_openssl(b, &b->ops[i]);
 #endif
     __asm__ volatile("" : : "r"(b->ops) : "memory");
-}
-
-static double seconds(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
 /* Nanoseconds per packet: the best of `tries` runs of `passes` times 64 packets. */

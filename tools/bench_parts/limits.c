@@ -3,16 +3,9 @@
  * rounds, 3 carry-less products (Karatsuba) and the cheap instructions around them for every vector of 16, 32 or 64
  * bytes. No code that works on real packets can be faster.
  */
-#include <stdint.h>
-#include <time.h>
+#include "bench.h"
 
 enum { LOOPS = 2000, TRIES = 25, VECTORS = 4 };
-
-static double seconds(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 #if defined(__x86_64__)
 #define CLOBBERED \

@@ -44,6 +44,14 @@ uint64_t bench_esp_bad(const struct bench_esp *);
 const uint8_t *bench_esp_sealed(const struct bench_esp *, uint32_t packet);
 uint32_t bench_esp_sealed_len(const struct bench_esp *, uint32_t packet);
 const uint8_t *bench_esp_plain(const struct bench_esp *, uint32_t packet);
+struct bench_rings;
+struct bench_rings *bench_rings_new(const struct bench_sas *, const struct vipsec_port_config *, const uint8_t *header,
+                                    const uint8_t *plain, uint32_t len);
+void bench_rings_free(struct bench_rings *);
+void bench_rings_sample(struct bench_rings *, uint32_t passes, double *out, double *in);
+uint64_t bench_rings_bad(const struct bench_rings *);
+const uint8_t *bench_rings_sealed(const struct bench_rings *, uint32_t packet);
+uint32_t bench_rings_sealed_len(const struct bench_rings *, uint32_t packet);
 """
 
 
