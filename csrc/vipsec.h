@@ -202,9 +202,10 @@ struct vipsec_memory;
 /* Copies the table. NULL: no memory, no region, an empty one, one that leaves the 64-bit address space, or two
  * that overlap. Whoever calls keeps the mappings until vipsec_memory_free.
  *
- * The first call puts a SIGBUS handler in front of the one that is there: the owner of a mapping may truncate
- * the file behind it at any time. The handler acts on faults inside such memory while a call of this library
- * works on it, and hands every other one to the previous handler. */
+ * Puts a SIGBUS handler in front of the one that is there: the owner of a mapping may truncate the file behind it
+ * at any time. The handler acts on faults inside such memory while a call of this library works on it, and hands every
+ * other one to the previous handler. Whoever installs another one later hands on to ours; one that does not is itself
+ * put behind ours by the next call. */
 struct vipsec_memory *vipsec_memory_new(const struct vipsec_region *regions, size_t count);
 
 /* The dirty log of live migration: one bit for each 4 KiB of guest addresses, shared with the front-end. Every store
