@@ -31,6 +31,10 @@ int esp_locate(const uint8_t *packet, size_t len, struct esp_found *found);
 void esp_outbound(struct vipsec_sa_table *table, struct vipsec_packet *packets, size_t count);
 void esp_inbound(struct vipsec_sa_table *table, struct vipsec_packet *packets, size_t count);
 
+/* The same for packets whose headers esp_locate has found. */
+void esp_inbound_located(struct vipsec_sa_table *table, struct vipsec_packet *packets,
+                         const struct esp_found *located, size_t count);
+
 /* Bytes of padding that make payload and trailer a multiple of 4 (RFC 4303 2.4). */
 static inline uint32_t esp_padding(uint32_t payload_len) { return -(payload_len + 2) & 3; }
 

@@ -380,12 +380,18 @@ static void settle(const struct vipsec_gcm *engine, struct opening *openings, si
     }
 }
 
-/* Locates each packet's header. Returns how many have one that may belong to an SA here. */
-static size_t locate_all(struct vipsec_packet *packets, size_t count, struct opening *openings) {
+/* Locates each packet's header, unless `known` has it. Returns how many have one that may belong to an SA here. */
+static size_t locate_all(struct vipsec_packet *packets, const struct esp_found *known, size_t count,
+                         struct opening *openings) {
     size_t located = 0;
     for (size_t i = 0; i < count; i++) {
         struct opening *o = &openings[located];
-        const int reason = esp_locate(packets[i].data, packets[i].len, &o->found);
+        int reason = VIPSEC_REASON_NONE;
+        if (known != NULL) {
+            o->found = known[i];
+        } else {
+            reason = esp_locate(packets[i].data, packets[i].len, &o->found);
+        }
         o->packet = &packets[i];
         packets[i].known = 0;
         packets[i].reason = (uint8_t)(reason == VIPSEC_REASON_NONE ? VIPSEC_REASON_UNKNOWN_SA : reason);
@@ -436,11 +442,12 @@ static size_t find_sas(struct vipsec_sa_table *table, struct opening *openings, 
     return found;
 }
 
-static void burst(struct vipsec_sa_table *table, struct vipsec_packet *packets, size_t count) {
+static void burst(struct vipsec_sa_table *table, struct vipsec_packet *packets, const struct esp_found *known,
+                  size_t count) {
     struct opening openings[ESP_BURST];
     struct vipsec_gcm_op ops[ESP_BURST + 1];
     size_t tried = 0;
-    const size_t located = locate_all(packets, count, openings), found = find_sas(table, openings, located);
+    const size_t located = locate_all(packets, known, count, openings), found = find_sas(table, openings, located);
     for (size_t i = 0; i < found; i++) {
         struct opening *o = &openings[i];
         o->tried = false;
@@ -453,7 +460,14 @@ static void burst(struct vipsec_sa_table *table, struct vipsec_packet *packets, 
 
 void esp_inbound(struct vipsec_sa_table *table, struct vipsec_packet *packets, size_t count) {
     for (size_t done = 0; done < count; done += ESP_BURST) {
-        burst(table, packets + done, count - done < ESP_BURST ? count - done : ESP_BURST);
+        burst(table, packets + done, NULL, count - done < ESP_BURST ? count - done : ESP_BURST);
+    }
+}
+
+void esp_inbound_located(struct vipsec_sa_table *table, struct vipsec_packet *packets,
+                         const struct esp_found *located, size_t count) {
+    for (size_t done = 0; done < count; done += ESP_BURST) {
+        burst(table, packets + done, located + done, count - done < ESP_BURST ? count - done : ESP_BURST);
     }
 }
 

@@ -7,8 +7,8 @@
  */
 #include <string.h>
 
+#include "deliver.h"
 #include "esp.h"
-#include "guard.h"
 #include "offload.h"
 #include "worker.h"
 
@@ -80,8 +80,8 @@ static void look_for_sa(struct vipsec_worker *worker, struct rx_item *item, cons
     if (view->version == 0 || (!port_has(port, FEATURE_IPSEC) && !port->config.by_operator)) {
         return;
     }
-    struct esp_found found;
-    if (esp_locate(frame->data + view->l3, view->end - view->l3, &found) != VIPSEC_REASON_NONE) {
+    struct esp_found *located = &worker->located[worker->packet_count];
+    if (esp_locate(frame->data + view->l3, view->end - view->l3, located) != VIPSEC_REASON_NONE) {
         if (required && (view->protocol == FRAME_ESP || view->protocol == FRAME_AH) && !view->fragment) {
             item->kind = RX_FAIL;
             item->reason = VIPSEC_REASON_MALFORMED;
@@ -90,10 +90,10 @@ static void look_for_sa(struct vipsec_worker *worker, struct rx_item *item, cons
         }
         return;
     }
-    const struct sa *sa = found.header.protocol == FRAME_ESP ? sa_inbound_by_spi(port->table, found.header.spi) : NULL;
+    const struct sa *sa = located->header.protocol == FRAME_ESP ? sa_inbound_by_spi(port->table, located->header.spi) : NULL;
     if (sa == NULL && atomic_load_explicit(&port->foreign_sas, memory_order_relaxed) != 0) {
         item->kind = RX_PUNT;
-    } else if (found.header.in_udp && !is_for_ipsec(item, &found, sa)) {
+    } else if (located->header.in_udp && !is_for_ipsec(item, located, sa)) {
         worker_count(&worker->counters.rx_not_ipsec, 1);
     } else if (sa != NULL) {
         item->kind = RX_OPEN;
@@ -157,6 +157,7 @@ static void punt(struct vipsec_worker *worker, const uint8_t *frame, uint32_t le
     const struct vipsec_port_calls *calls = &worker->port->calls;
     worker_count(&worker->counters.rx_punted, 1);
     leave(worker);
+    deliver_ready(worker); /* what came before goes first */
     calls->punt_rx(calls->user, worker, frame, len, state);
     enter(worker);
 }
@@ -296,123 +297,7 @@ static void write_header(const struct vipsec_worker *worker, const struct delive
     }
 }
 
-static void settle(struct vipsec_worker *worker);
-
-static void lock(struct port_rx_queue *place) {
-    unsigned spins = 0;
-    while (atomic_flag_test_and_set_explicit(&place->busy, memory_order_acquire)) {
-        if (++spins % 128 == 0) {
-            sched_yield();
-        }
-    }
-}
-
-static void unlock(struct port_rx_queue *place) { atomic_flag_clear_explicit(&place->busy, memory_order_release); }
-
-/*
- * Header and frame into as many buffers as they take, shown to the driver together, all but the last full; one without
- * MRG_RXBUF (NET-RX-DEV-02..04, NET-RXB-DEV-02). The header lies in the first buffer whole (E17). Inside a guard frame.
- */
-static int fill(struct vipsec_worker *worker, struct vipsec_queue *queue, uint8_t *header, const uint8_t *frame,
-                uint32_t len) {
-    const struct vipsec_port *port = worker->port;
-    const uint32_t header_size = port->config.header_size;
-    const uint64_t total = (uint64_t)header_size + len;
-    const uint32_t most = port_has(port, FEATURE_MRG_RXBUF) ? queue->size : 1;
-    struct vipsec_chain *chains = worker->fill_chains;
-    uint64_t room = 0;
-    uint32_t count = 0;
-    while (room < total && count < most && ring_pop(queue, &chains[count]) > 0) {
-        room += chains[count++].writable_len;
-    }
-    if (room < total || chains[0].writable_len < header_size) {
-        while (count != 0) {
-            ring_unpop_last(queue, &chains[--count]);
-        }
-        return VIPSEC_REASON_NO_BUFFER;
-    }
-    store_le16(header + HDR_NUM_BUFFERS_AT, (uint16_t)count);
-    uint32_t at = 0;
-    for (uint32_t i = 0; i < count; i++) {
-        const uint32_t skip = i == 0 ? header_size : 0;
-        if (i == 0) {
-            ring_copy_in(queue, &chains[0], 0, header, header_size);
-        }
-        const uint32_t copied = (uint32_t)ring_copy_in(queue, &chains[i], skip, frame + at, len - at);
-        worker->fill_written[i] = skip + copied;
-        at += copied;
-    }
-    ring_push_many(queue, chains, worker->fill_written, count);
-    return VIPSEC_REASON_NONE;
-}
-
-static int put(struct vipsec_worker *worker, uint32_t pair, uint8_t *header, const uint8_t *frame, uint32_t len) {
-    struct vipsec_port *port = worker->port;
-    struct port_rx_queue *place = pair < port->config.pairs ? &port->rx[pair] : NULL;
-    if (place == NULL || place->queue == NULL) {
-        drop(worker, VIPSEC_REASON_QUEUE_DISABLED);
-        return VIPSEC_REASON_QUEUE_DISABLED;
-    }
-    volatile int reason = VIPSEC_REASON_NO_BUFFER;
-    struct guard_frame guard;
-    lock(place);
-    if (guard_enter(&guard, place->queue->memory) == 0) {
-        reason = fill(worker, place->queue, header, frame, len);
-        guard_leave(&guard);
-    } else {
-        ring_break(place->queue, VIPSEC_FAULT_MEMORY);
-    }
-    unlock(place);
-    if (reason != VIPSEC_REASON_NONE) {
-        drop(worker, reason);
-    } else if (worker->touched_count == 0 || worker->touched[worker->touched_count - 1] != pair) {
-        if (worker->touched_count == PORT_BATCH) {
-            settle(worker);
-        }
-        worker->touched[worker->touched_count++] = pair;
-    }
-    return reason;
-}
-
-/* Tells the driver about the queues that got something. */
-static void settle(struct vipsec_worker *worker) {
-    struct vipsec_port *port = worker->port;
-    for (uint32_t i = 0; i < worker->touched_count; i++) {
-        const uint32_t pair = worker->touched[i];
-        struct port_rx_queue *place = &port->rx[pair];
-        if (place->queue == NULL) {
-            continue;
-        }
-        volatile bool wanted = false;
-        struct guard_frame guard;
-        lock(place);
-        if (guard_enter(&guard, place->queue->memory) == 0) {
-            wanted = ring_should_notify(place->queue);
-            guard_leave(&guard);
-        } else {
-            ring_break(place->queue, VIPSEC_FAULT_MEMORY);
-        }
-        unlock(place);
-        if (wanted) {
-            worker_interrupt(worker, place->queue, 2 * pair);
-        }
-    }
-    worker->touched_count = 0;
-}
-
-int vipsec_worker_deliver(struct vipsec_worker *worker, uint32_t pair, const uint8_t *buffer, size_t len) {
-    const uint32_t header_size = worker->port->config.header_size;
-    uint8_t header[ARENA_HEADROOM];
-    if (len < header_size || len > UINT32_MAX) {
-        return VIPSEC_REASON_BAD_HEADER;
-    }
-    memcpy(header, buffer, header_size);
-    const int reason = put(worker, pair, header, buffer + header_size, (uint32_t)len - header_size);
-    settle(worker);
-    return reason;
-}
-
-/* ---- one frame to its end; inside a read section, which ends while Python is asked or the ring is filled ---- */
+/* ---- one frame to its end; inside a read section, which ends while Python is asked ---- */
 
 static void deliver(struct vipsec_worker *worker, struct delivery *what) {
     struct vipsec_port *port = worker->port;
@@ -423,11 +308,13 @@ static void deliver(struct vipsec_worker *worker, struct delivery *what) {
         drop(worker, VIPSEC_REASON_QUEUE_DISABLED);
         return;
     }
-    uint8_t header[ARENA_HEADROOM];
-    write_header(worker, what, &hash, header);
+    struct rx_ready *ready = &worker->ready[worker->ready_count++];
+    ready->frame = what->frame;
+    ready->len = what->len;
+    ready->pair = what->queue;
+    write_header(worker, what, &hash, ready->header);
     worker_count(&worker->counters.rx_frames, 1);
     worker_count(&worker->counters.rx_bytes, what->len);
-    put(worker, what->queue, header, what->frame, what->len);
 }
 
 static void finish(struct vipsec_worker *worker, const struct rx_item *item, const struct vipsec_frame *frame) {
@@ -468,12 +355,12 @@ void vipsec_worker_receive(struct vipsec_worker *worker, struct vipsec_frame *fr
         for (size_t i = 0; i < batch; i++) {
             look(worker, &worker->rx[i], &frames[i]);
         }
-        esp_inbound(port->table, worker->packets, worker->packet_count);
+        esp_inbound_located(port->table, worker->packets, worker->located, worker->packet_count);
         for (size_t i = 0; i < batch; i++) {
             finish(worker, &worker->rx[i], &frames[i]);
         }
         leave(worker);
-        settle(worker);
+        deliver_ready(worker);
         worker->packet_count = 0;
         frames += batch;
         count -= batch;

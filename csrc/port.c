@@ -11,7 +11,7 @@ static bool config_possible(const struct vipsec_port_config *config) {
     const uint16_t ends[] = {config->hash_at, config->outer_nh_at, config->resource_id_at, config->resource_type_at};
     const uint16_t sizes[] = {6, 2, 4, 2};
     if (config->pairs == 0 || config->pairs > PORT_MAX_PAIRS || config->header_size < 12 ||
-        config->header_size > ARENA_HEADROOM / 2) {
+        config->header_size > PORT_MAX_HEADER) {
         return false;
     }
     for (size_t i = 0; i < sizeof ends / sizeof *ends; i++) {

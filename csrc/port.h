@@ -3,18 +3,19 @@
 #define VIPSEC_PORT_H
 #include <stdatomic.h>
 
+#include "esp.h"
 #include "flow.h"
 #include "frame.h"
 #include "policy.h"
 #include "ring.h"
-#include "sa_table.h"
 #include "steering.h"
 #include "vipsec.h"
 
 enum {
     PORT_BATCH = 64,          /* packets in flight through one stage: their headers and keys stay in the caches */
     PORT_MAX_PAIRS = 32768,   /* receive queues: virtqueue indices have 16 bits */
-    PORT_MAX_BUFFER = 1 << 17 /* largest transmit buffer, header included */
+    PORT_MAX_BUFFER = 1 << 17, /* largest transmit buffer, header included */
+    PORT_MAX_HEADER = 64       /* octets of virtio_net_hdr, whatever is negotiated */
 };
 
 /* Room in front of and behind a frame in the arena. */
@@ -79,6 +80,14 @@ struct rx_item {
     uint8_t outer_source[16];
 };
 
+/* A frame with its header, to be put into a receive queue. */
+struct rx_ready {
+    const uint8_t *frame;
+    uint32_t len;
+    uint32_t pair;
+    uint8_t header[PORT_MAX_HEADER];
+};
+
 struct vipsec_worker {
     struct vipsec_port *port;
     int reader;
@@ -95,11 +104,12 @@ struct vipsec_worker {
     struct vipsec_frame frames[PORT_BATCH];
     struct vipsec_chain chains[PORT_BATCH];
     uint32_t written[PORT_BATCH];
-    /* receive: buffers of one frame (a queue full of them at most), and queues whose driver is to be told */
-    struct vipsec_chain *fill_chains;
+    /* receive */
+    struct esp_found located[PORT_BATCH];
+    uint32_t ready_count;
+    struct rx_ready ready[PORT_BATCH];
+    struct vipsec_chain *fill_chains; /* buffers taken off a receive queue: as many as the largest has */
     uint32_t *fill_written;
-    uint32_t touched_count;
-    uint32_t touched[PORT_BATCH];
     unsigned flow_copy;
     struct vipsec_counters counters;
 };

@@ -826,9 +826,8 @@ size_t vipsec_worker_transmit(struct vipsec_worker *worker, uint32_t pair, size_
  * nothing. */
 void vipsec_worker_receive(struct vipsec_worker *worker, struct vipsec_frame *frames, size_t count);
 
-/* One buffer (virtio_net_hdr and frame) into the receive queue of `pair`. Returns enum vipsec_reason:
- * NONE, NO_BUFFER, QUEUE_DISABLED. */
-int vipsec_worker_deliver(struct vipsec_worker *worker, uint32_t pair, const uint8_t *buffer, size_t len);
+/* One buffer (virtio_net_hdr and frame) into the receive queue of `pair`, or it is dropped and counted. */
+void vipsec_worker_deliver(struct vipsec_worker *worker, uint32_t pair, const uint8_t *buffer, size_t len);
 
 /* A snapshot; any thread. */
 void vipsec_worker_read(const struct vipsec_worker *worker, struct vipsec_counters *out);

@@ -1,0 +1,130 @@
+/*
+ * Frames into receive queues (virtio v1.4 5.1.6.4; the oracle is device/rings.py). A run of frames for one queue is
+ * put there in one go: buffers are taken in bursts, filled, and shown to the driver together.
+ */
+#include "deliver.h"
+
+#include <string.h>
+
+#include "guard.h"
+#include "worker.h"
+
+/* A queue is written by whichever worker has a frame for it. */
+static void lock(struct port_rx_queue *place) {
+    unsigned spins = 0;
+    while (atomic_flag_test_and_set_explicit(&place->busy, memory_order_acquire)) {
+        if (++spins % 128 == 0) {
+            sched_yield();
+        }
+    }
+}
+
+static void unlock(struct port_rx_queue *place) { atomic_flag_clear_explicit(&place->busy, memory_order_release); }
+
+/* Buffers taken off a queue: [used, taken) of the worker's are still empty. */
+struct taken {
+    struct vipsec_chain *chains;
+    uint32_t used, taken;
+};
+
+/* One buffer more, at place `index`; takes several at once, `ahead` at most. */
+static bool take(struct vipsec_queue *queue, struct taken *t, uint32_t index, uint32_t ahead) {
+    if (index < t->taken) {
+        return true;
+    }
+    const int count = ring_pop_many(queue, &t->chains[t->taken], ahead);
+    t->taken += count > 0 ? (uint32_t)count : 0;
+    return count > 0;
+}
+
+/*
+ * One frame: as many buffers as it takes, all but the last full, one without MRG_RXBUF (NET-RX-DEV-02..04,
+ * NET-RXB-DEV-02). The header lies in the first buffer whole (E17). False: it does not fit, and no buffer is used.
+ */
+static bool fill(struct vipsec_worker *worker, struct vipsec_queue *queue, struct taken *t, struct rx_ready *ready,
+                 uint32_t ahead) {
+    const uint32_t header_size = worker->port->config.header_size;
+    const uint64_t total = (uint64_t)header_size + ready->len;
+    const uint32_t most = port_has(worker->port, FEATURE_MRG_RXBUF) ? queue->size : 1;
+    const struct vipsec_chain *chains = &t->chains[t->used];
+    uint64_t room = 0;
+    uint32_t count = 0;
+    while (room < total && count < most && take(queue, t, t->used + count, ahead)) {
+        room += chains[count++].writable_len;
+    }
+    if (room < total || chains[0].writable_len < header_size) {
+        return false;
+    }
+    store_le16(ready->header + HDR_NUM_BUFFERS_AT, (uint16_t)count);
+    ring_copy_in(queue, &chains[0], 0, ready->header, header_size);
+    uint32_t at = 0;
+    for (uint32_t i = 0, skip = header_size; i < count; i++, skip = 0) {
+        const uint32_t copied = (uint32_t)ring_copy_in(queue, &chains[i], skip, ready->frame + at, ready->len - at);
+        worker->fill_written[t->used + i] = skip + copied;
+        at += copied;
+    }
+    t->used += count;
+    return true;
+}
+
+/* A run of frames; how many had no buffer. Inside a guard frame. */
+static uint32_t fill_run(struct vipsec_worker *worker, struct vipsec_queue *queue, struct rx_ready *run, uint32_t count) {
+    struct taken t = {.chains = worker->fill_chains};
+    uint32_t without = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        without += !fill(worker, queue, &t, &run[i], count - i);
+    }
+    while (t.taken > t.used) {
+        ring_unpop_last(queue, &t.chains[--t.taken]);
+    }
+    if (t.used != 0) {
+        ring_push_many(queue, t.chains, worker->fill_written, t.used);
+        worker->notify = ring_should_notify(queue);
+    }
+    return queue->fault == VIPSEC_FAULT_NONE ? without : 0; /* a broken queue is no lack of buffers */
+}
+
+static void put_run(struct vipsec_worker *worker, struct rx_ready *run, uint32_t count) {
+    struct vipsec_port *port = worker->port;
+    const uint32_t pair = run->pair;
+    struct port_rx_queue *place = pair < port->config.pairs ? &port->rx[pair] : NULL;
+    if (place == NULL || place->queue == NULL) {
+        worker_count(&worker->counters.rx_refused[VIPSEC_REASON_QUEUE_DISABLED], count);
+        return;
+    }
+    struct guard_frame guard;
+    worker->notify = false;
+    lock(place);
+    if (guard_enter(&guard, place->queue->memory) == 0) {
+        worker_count(&worker->counters.rx_refused[VIPSEC_REASON_NO_BUFFER],
+                     fill_run(worker, place->queue, run, count));
+        guard_leave(&guard);
+    } else {
+        ring_break(place->queue, VIPSEC_FAULT_MEMORY);
+    }
+    unlock(place);
+    if (worker->notify) {
+        worker_interrupt(worker, place->queue, 2 * pair);
+    }
+}
+
+void deliver_ready(struct vipsec_worker *worker) {
+    for (uint32_t from = 0, to; from < worker->ready_count; from = to) {
+        for (to = from + 1; to < worker->ready_count && worker->ready[to].pair == worker->ready[from].pair;) {
+            to++;
+        }
+        put_run(worker, &worker->ready[from], to - from);
+    }
+    worker->ready_count = 0;
+}
+
+void vipsec_worker_deliver(struct vipsec_worker *worker, uint32_t pair, const uint8_t *buffer, size_t len) {
+    const uint32_t header_size = worker->port->config.header_size;
+    if (len < header_size || len > UINT32_MAX) {
+        worker_count(&worker->counters.rx_refused[VIPSEC_REASON_BAD_HEADER], 1);
+        return;
+    }
+    struct rx_ready ready = {.frame = buffer + header_size, .len = (uint32_t)len - header_size, .pair = pair};
+    memcpy(ready.header, buffer, header_size);
+    put_run(worker, &ready, 1);
+}
