@@ -82,7 +82,7 @@ struct flow_item {
 /* flow_match for a batch: memory that is far away is fetched for all of them at the same time. */
 void flow_match_many(const struct vipsec_flow_table *table, unsigned copy, struct flow_item *items, size_t count);
 
-/* ---- between flow.c and flow_table.c ------------------------------------------------------- */
+/* ---- between flow.c, flow_table.c and flow_half.c --------------------------------------------- */
 
 /* 8 octets of a header and which of their bits are compared. */
 struct flow_word {
@@ -122,10 +122,13 @@ struct flow_slot {
 struct flow_half {
     uint8_t *slots; /* struct flow_slot, `stride` bytes each */
     size_t mask, stride;
-    uint32_t highest, top_id; /* its best rule */
+    uint32_t highest; /* priority of its best rule */
     /* What follows is the writer's. */
+    uint32_t top_id; /* the lowest id among the rules of that priority, unless */
+    bool top_open;   /* nobody has asked since it went */
     struct vipsec_flow_rule **rules; /* the best rule of each slot */
     size_t used;
+    uint32_t count[256]; /* rules by priority */
     uint8_t *spare_slots; /* room to grow into, got before a change begins */
     struct vipsec_flow_rule **spare_rules;
     size_t spare_mask;
@@ -136,6 +139,18 @@ static inline struct flow_slot *flow_slot(const struct flow_half *half, size_t n
 }
 
 static inline uint32_t flow_tag(uint64_t hash) { return (uint32_t)(hash >> 32) | 1; }
+
+/* Gets the room that one more rule may need; false: no memory. Readers of this copy may go on. */
+bool flow_half_reserve(struct flow_half *half, size_t words);
+void flow_half_drop_spare(struct flow_half *half);
+
+/* With no reader in this copy. Both say whether the best rule may be another one now. */
+bool flow_half_insert(struct flow_half *half, unsigned copy, struct vipsec_flow_rule *rule, size_t words);
+bool flow_half_remove(struct flow_half *half, unsigned copy, struct vipsec_flow_rule *rule, size_t words);
+
+/* The lowest id among the rules of the highest priority. */
+uint32_t flow_half_top_id(struct flow_half *half);
+void flow_half_free(struct flow_half *half);
 
 struct flow_group {
     struct flow_group *next;

@@ -4,8 +4,6 @@
 #include <sched.h>
 #include <stdlib.h>
 
-enum { FIRST_SLOTS = 8 };
-
 static const uint8_t header_sizes[] = {0, 14, 20, 40, 20, 8, 8}; /* by selector type */
 
 enum { TYPE_IPV6 = 3, TYPE_UDP = 5 };
@@ -21,162 +19,15 @@ struct vipsec_flow_table *vipsec_flow_table_new(uint64_t hash_seed) {
     return table;
 }
 
-/* ---- one copy of a pair's rules ------------------------------------------------------------ */
-
-static bool better(const struct vipsec_flow_rule *a, const struct vipsec_flow_rule *b) {
-    const struct vipsec_flow_verdict *x = &a->verdict, *y = &b->verdict;
-    return x->priority > y->priority || (x->priority == y->priority && x->rule_id < y->rule_id);
-}
-
-/* The slot of this rule's key: the one that holds it, or the free one where it goes. */
-static size_t locate(const struct flow_half *half, const struct vipsec_flow_rule *rule, size_t words) {
-    for (size_t at = rule->hash & half->mask;; at = (at + 1) & half->mask) {
-        const struct vipsec_flow_rule *there = half->rules[at];
-        if (there == NULL || (there->hash == rule->hash && memcmp(there->key, rule->key, words * 8) == 0)) {
-            return at;
-        }
-    }
-}
-
-/* Makes the slot show what rules[at] says. */
-static void show(struct flow_half *half, size_t at, size_t words) {
-    const struct vipsec_flow_rule *rule = half->rules[at];
-    struct flow_slot *slot = flow_slot(half, at);
-    if (rule == NULL) {
-        slot->tag = 0;
-        return;
-    }
-    slot->verdict = rule->verdict;
-    slot->tag = flow_tag(rule->hash);
-    memcpy(slot->key, rule->key, 8 * words);
-}
-
-static void drop_spare(struct flow_half *half) {
-    free(half->spare_slots);
-    free(half->spare_rules);
-    half->spare_slots = NULL;
-    half->spare_rules = NULL;
-}
-
-/* Gets the room that one more rule may need; false: no memory. */
-static bool half_reserve(struct flow_half *half, size_t words) {
-    if (half->slots != NULL && (half->used + 1) * 4 <= (half->mask + 1) * 3) {
-        return true;
-    }
-    const size_t slots = half->slots == NULL ? FIRST_SLOTS : (half->mask + 1) * 2;
-    half->spare_slots = calloc(slots, sizeof(struct flow_slot) + 8 * words);
-    half->spare_rules = calloc(slots, sizeof(struct vipsec_flow_rule *));
-    half->spare_mask = slots - 1;
-    if (half->spare_slots == NULL || half->spare_rules == NULL) {
-        drop_spare(half);
-        return false;
-    }
-    return true;
-}
-
-static void half_grow(struct flow_half *half, size_t words) {
-    struct vipsec_flow_rule **old = half->rules;
-    const size_t slots = old == NULL ? 0 : half->mask + 1;
-    free(half->slots);
-    half->slots = half->spare_slots;
-    half->rules = half->spare_rules;
-    half->mask = half->spare_mask;
-    half->stride = sizeof(struct flow_slot) + 8 * words;
-    half->spare_slots = NULL;
-    half->spare_rules = NULL;
-    for (size_t i = 0; i < slots; i++) {
-        if (old[i] != NULL) {
-            const size_t at = locate(half, old[i], words);
-            half->rules[at] = old[i];
-            show(half, at, words);
-        }
-    }
-    free(old);
-}
-
-/* Whether this changes which rule of the half is the best one. */
-static bool half_insert(struct flow_half *half, unsigned copy, struct vipsec_flow_rule *rule, size_t words) {
-    if (half->spare_slots != NULL) {
-        half_grow(half, words);
-    }
-    const size_t at = locate(half, rule, words);
-    const bool first = half->used == 0;
-    struct vipsec_flow_rule **link = &half->rules[at];
-    if (*link == NULL) {
-        half->used++;
-    }
-    while (*link != NULL && better(*link, rule)) {
-        link = &(*link)->next[copy];
-    }
-    rule->next[copy] = *link;
-    *link = rule;
-    show(half, at, words);
-    const struct vipsec_flow_verdict *verdict = &rule->verdict;
-    if (!first && (verdict->priority < half->highest ||
-                   (verdict->priority == half->highest && verdict->rule_id > half->top_id))) {
-        return false;
-    }
-    half->highest = verdict->priority;
-    half->top_id = verdict->rule_id;
-    return true;
-}
-
-static void find_best(struct flow_half *half) {
-    const struct flow_slot *best = NULL;
-    for (size_t i = 0; i <= half->mask; i++) {
-        const struct flow_slot *slot = flow_slot(half, i);
-        if (slot->tag != 0 && (best == NULL || slot->verdict.priority > best->verdict.priority ||
-                               (slot->verdict.priority == best->verdict.priority &&
-                                slot->verdict.rule_id < best->verdict.rule_id))) {
-            best = slot;
-        }
-    }
-    half->highest = best != NULL ? best->verdict.priority : 0;
-    half->top_id = best != NULL ? best->verdict.rule_id : 0;
-}
-
-/* Closes the gap of an emptied slot, so that every entry can be reached from where its hash points. */
-static void close_gap(struct flow_half *half, size_t gap, size_t words) {
-    for (size_t at = (gap + 1) & half->mask; half->rules[at] != NULL; at = (at + 1) & half->mask) {
-        const size_t home = half->rules[at]->hash & half->mask;
-        if (((at - home) & half->mask) >= ((at - gap) & half->mask)) {
-            half->rules[gap] = half->rules[at];
-            show(half, gap, words);
-            gap = at;
-        }
-    }
-    half->rules[gap] = NULL;
-    show(half, gap, words);
-}
-
-static bool half_remove(struct flow_half *half, unsigned copy, struct vipsec_flow_rule *rule, size_t words) {
-    const size_t at = locate(half, rule, words);
-    struct vipsec_flow_rule **link = &half->rules[at];
-    while (*link != rule) {
-        link = &(*link)->next[copy];
-    }
-    *link = rule->next[copy];
-    show(half, at, words);
-    if (half->rules[at] == NULL) {
-        close_gap(half, at, words);
-        half->used--;
-    }
-    if (rule->verdict.rule_id != half->top_id) {
-        return false;
-    }
-    find_best(half);
-    return true;
-}
-
 /* ---- the order of the pairs ---------------------------------------------------------------- */
 
-static bool comes_first(const struct flow_pair *a, const struct flow_pair *b, unsigned copy) {
-    const struct flow_half *x = &a->half[copy], *y = &b->half[copy];
+static bool comes_first(struct flow_pair *a, struct flow_pair *b, unsigned copy) {
+    struct flow_half *x = &a->half[copy], *y = &b->half[copy];
     if (a->group != b->group) {
         return a->group->priority > b->group->priority ||
                (a->group->priority == b->group->priority && a->group->id < b->group->id);
     }
-    return x->highest > y->highest || (x->highest == y->highest && x->top_id < y->top_id);
+    return x->highest > y->highest || (x->highest == y->highest && flow_half_top_id(x) < flow_half_top_id(y));
 }
 
 /* Puts one pair where its best rule wants it; the others are in order. */
@@ -217,7 +68,7 @@ static void apply(struct vipsec_flow_table *table, const struct change *change, 
         return;
     }
     struct flow_pair *pair = change->rule->pair;
-    struct flow_half *half = &pair->half[copy];
+    const size_t words = pair->classifier->words;
     if (change->longer[copy] != NULL) {
         if (index->count > 0) {
             memcpy(change->longer[copy], index->pairs, index->count * sizeof(struct flow_pair *));
@@ -225,7 +76,7 @@ static void apply(struct vipsec_flow_table *table, const struct change *change, 
         free(index->pairs);
         index->pairs = change->longer[copy];
     }
-    if ((change->kind == ADD ? half_insert : half_remove)(half, copy, change->rule, pair->classifier->words)) {
+    if ((change->kind == ADD ? flow_half_insert : flow_half_remove)(&pair->half[copy], copy, change->rule, words)) {
         index_place(index, copy, pair);
     }
 }
@@ -416,9 +267,7 @@ static void unlink_pair(struct vipsec_flow_table *table, struct flow_pair *pair)
     *link = pair->next;
     table->pair_count--;
     for (int copy = 0; copy < 2; copy++) {
-        free(pair->half[copy].slots);
-        free(pair->half[copy].rules);
-        drop_spare(&pair->half[copy]);
+        flow_half_free(&pair->half[copy]);
     }
     free(pair);
 }
@@ -448,8 +297,10 @@ static bool add(struct vipsec_flow_table *table, struct vipsec_flow_rule *rule, 
             ready = ready && change.longer[copy] != NULL;
         }
     }
-    if (!ready || !half_reserve(&pair->half[0], classifier->words) || !half_reserve(&pair->half[1], classifier->words)) {
-        drop_spare(&pair->half[0]);
+    ready = ready && flow_half_reserve(&pair->half[0], classifier->words) &&
+            flow_half_reserve(&pair->half[1], classifier->words);
+    if (!ready) {
+        flow_half_drop_spare(&pair->half[0]);
         free(change.longer[0]);
         free(change.longer[1]);
         if (new) {
