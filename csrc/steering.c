@@ -30,7 +30,9 @@ struct vipsec_steering {
 };
 
 /* A MAC address as a number that is not 0. */
-static uint64_t mac_number(const uint8_t *mac) { return (uint64_t)load_be16(mac) << 32 | load_be32(mac + 2) | 1ull << 63; }
+static uint64_t mac_number(const uint8_t *mac) {
+    return (uint64_t)load_be16(mac) << 32 | load_be32(mac + 2) | 1ull << 63;
+}
 
 static bool in_macs(const struct vipsec_steering *s, uint64_t mac) {
     for (size_t at = hash_words(&s->secret, &mac, 1) & s->macs_mask; s->macs[at] != 0; at = (at + 1) & s->macs_mask) {

@@ -1,6 +1,6 @@
 /*
- * Any frame with any net header through everything of csrc/ that reads frames before and behind IPsec: views, checksums,
- * segmentation, flow filter, steering, operator policy. The frame stands in memory of its own length.
+ * Any frame with any net header through everything of csrc/ that reads frames before and behind IPsec: views,
+ * checksums, segmentation, flow filter, steering, operator policy. The frame stands in memory of its own length.
  */
 #include <stdlib.h>
 
@@ -48,7 +48,8 @@ static void add_rules(void) {
 int LLVMFuzzerInitialize(int *argc, char ***argv) {
     static const uint16_t queues[4] = {0, 1, 2, 3};
     static const struct vipsec_policy_rule rules[] = {
-        {.selector = {.family = 4, .local_bits = 8, .local_high = 65535, .remote_high = 65535, .protocol = 6}, .action = 1},
+        {.selector = {.family = 4, .local_bits = 8, .local_high = 65535, .remote_high = 65535, .protocol = 6},
+         .action = 1},
         {.selector = {.local_low = 80, .local_high = 90, .remote_high = 65535, .protocol = 17}, .action = 2},
         {.selector = {.local_high = 65535, .remote_high = 65535, .protocol = -1}, .action = 0},
     };
