@@ -203,7 +203,8 @@ def main() -> int:
         document = {
             "schema": "virtio-ipsec bench 2", "cpu": cpu_name(), "core": core, "compiler": compiled,
             "python": platform.python_version(), "versions": versions, "key_bits": given.key_bits,
-            "disturbed": quiet.disturbed(), "cells": [asdict(cell) for cell in cells], "admin": rates,
+            "disturbed": quiet.disturbed(), "preempted": quiet.preempted(), "admin": rates,
+            "cells": [asdict(cell) for cell in cells],
             "targets": [asdict(result) | {"verdict": result.verdict} for result in results],
         }  # fmt: skip
         given.json.write_text(json.dumps(document, indent=1) + "\n")

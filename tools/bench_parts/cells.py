@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from resource import RUSAGE_SELF, getrusage
 from typing import Protocol
 
 
@@ -62,13 +63,16 @@ def find(cells: Sequence[Cell], **wanted: object) -> Cell | None:
 
 
 class Quiet:
-    """A loop of fixed work, run before every round: where it takes longer, something else used the core."""
+    """Whether anything else used the core: a loop of fixed work, run before every round, takes longer then, and the
+    kernel takes the core away from us."""
 
     SLOW = 1.05
+    PER_SECOND = 10
 
     def __init__(self, spin: Callable[[], float]) -> None:
         self.spin = spin
         self.took: list[float] = []
+        self.begin = getrusage(RUSAGE_SELF)
 
     def look(self) -> None:
         self.took.append(self.spin())
@@ -78,10 +82,17 @@ class Quiet:
         limit = min(self.took) * self.SLOW
         return sum(took > limit for took in self.took) / len(self.took)
 
+    def preempted(self) -> float:
+        """How often a second of our processor time the core was given to somebody else."""
+        now = getrusage(RUSAGE_SELF)
+        return (now.ru_nivcsw - self.begin.ru_nivcsw) / max(now.ru_utime - self.begin.ru_utime, 1e-3)
+
     def __str__(self) -> str:
-        part = self.disturbed()
-        verdict = "quiet" if part < 0.1 else "noisy: take the figures as lower bounds of what it can do"
-        return f"{part:.0%} of {len(self.took)} rounds were disturbed: the machine was {verdict}"
+        part, often = self.disturbed(), self.preempted()
+        is_quiet = part < 0.1 and often < self.PER_SECOND
+        verdict = "quiet" if is_quiet else "noisy: take the figures as lower bounds of what it can do"
+        rounds = f"{part:.0%} of {len(self.took)} rounds were disturbed"
+        return f"{rounds}, the core was taken away {often:.0f} times a second: the machine was {verdict}"
 
 
 def in_turn(runners: Sequence[Runner], rounds: int, quiet: Quiet) -> list[Cell]:

@@ -5,7 +5,7 @@
  */
 #include "bench.h"
 
-enum { LOOPS = 2000, TRIES = 25, VECTORS = 4 };
+enum { LOOPS = 2000, TRIES = 400, VECTORS = 4 };
 
 #if defined(__x86_64__)
 #define CLOBBERED \
