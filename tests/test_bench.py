@@ -74,7 +74,7 @@ def test_packages_that_are_unpacked() -> None:
 
 def test_the_plot_is_well_formed_and_labels_do_not_collide() -> None:
     series = {f"engine <{n}>": [(64.0, 1.0 + n / 100), (8900.0, 30.0 + n / 100)] for n in range(6)}
-    page = plot.draw([plot.Chart("seal", "bytes", "Gbit/s", series)], "heading & more", "foot")
+    page = plot.draw([plot.Chart("seal", "bytes", "Gbit/s", series)], "heading & more", ["foot"])
     root = ElementTree.fromstring(page)  # noqa: S314 our own text
     labels = [e for e in root.iter("{http://www.w3.org/2000/svg}text") if (e.text or "").startswith("engine")]
     heights = sorted(float(e.attrib["y"]) for e in labels)

@@ -209,7 +209,10 @@ def main() -> int:
         }  # fmt: skip
         given.json.write_text(json.dumps(document, indent=1) + "\n")
     if given.plot:
-        foot = f"{cpu_name()}, one core, AES-{given.key_bits}-GCM, best of {given.rounds} rounds; {quiet}"
+        foot = [
+            f"{cpu_name()}, one core, AES-{given.key_bits}-GCM, best of {given.rounds} rounds",
+            str(quiet),
+        ]
         given.plot.write_text(
             plot.draw(charts.of(cells, best), "virtio-ipsec: AES-GCM and ESP on one core", foot)
         )

@@ -94,10 +94,10 @@ def chart(made: Chart, left: float, top: float) -> str:
     return "\n".join([*parts, "</g>"])
 
 
-def draw(charts: Sequence[Chart], heading: str, foot: str) -> str:
+def draw(charts: Sequence[Chart], heading: str, foot: Sequence[str]) -> str:
     """An SVG page with two charts in a row."""
     rows = (len(charts) + 1) // 2
-    width, height = WIDTH * min(2, len(charts)) + 20, HEIGHT * rows + 70
+    width, height = WIDTH * min(2, len(charts)) + 20, HEIGHT * rows + 84
     body = [
         chart(made, 10 + WIDTH * (i % 2), 40 + HEIGHT * (i // 2))
         for i, made in enumerate(charts)
@@ -113,6 +113,6 @@ def draw(charts: Sequence[Chart], heading: str, foot: str) -> str:
         f'<rect width="{width}" height="{height}" fill="white"/>',
         text(20, 28, heading, 'style="font-size:16px;font-weight:bold"'),
         *body,
-        text(20, height - 12, foot, 'style="font-size:11px;fill:#555"'),
+        *(text(20, height - 26 + 15 * i, line, 'style="font-size:11px;fill:#555"') for i, line in enumerate(foot)),
         "</svg>\n",
     ])  # fmt: skip
