@@ -401,9 +401,8 @@ static size_t locate_all(struct vipsec_packet *packets, const struct esp_found *
 }
 
 /* Finds each packet's SA. Returns how many have one; they move to the front. */
-static size_t find_sas(struct vipsec_sa_table *table, struct opening *openings, size_t count) {
+static size_t find_sas(struct vipsec_sa_table *table, struct opening *openings, size_t count, bool many) {
     struct sa *_Atomic *places[ESP_BURST];
-    const bool many = sa_many(table);
     size_t found = 0;
     if (many) {
         for (size_t i = 0; i < count; i++) {
@@ -427,8 +426,8 @@ static size_t find_sas(struct vipsec_sa_table *table, struct opening *openings, 
         const struct opening *o = &openings[i];
         /* A number may have been given to another SA since the index was read. */
         if (o->sa != NULL && load_be32(o->sa->spi) == o->found.header.spi) {
-            if (many) {
-                esp_prefetch_sa(o->sa, o->packet->len);
+            if (many && found < ESP_AHEAD) {
+                esp_prefetch_live(o->sa);
             }
             o->packet->known = 1;
             o->packet->sa_id = o->id;
@@ -447,9 +446,15 @@ static void burst(struct vipsec_sa_table *table, struct vipsec_packet *packets, 
     struct opening openings[ESP_BURST];
     struct vipsec_gcm_op ops[ESP_BURST + 1];
     size_t tried = 0;
-    const size_t located = locate_all(packets, known, count, openings), found = find_sas(table, openings, located);
+    const bool many = sa_many(table);
+    const size_t located = locate_all(packets, known, count, openings);
+    const size_t found = find_sas(table, openings, located, many);
     for (size_t i = 0; i < found; i++) {
         struct opening *o = &openings[i];
+        if (many) {
+            esp_prefetch_live(i + ESP_AHEAD < found ? openings[i + ESP_AHEAD].sa : NULL);
+            esp_prefetch_key(o->sa, o->packet->len);
+        }
         o->tried = false;
         o->reason = (uint8_t)prepare(o, &ops[tried]);
         tried += o->tried;

@@ -280,9 +280,9 @@ static void finish_udp(const struct finishing *f) {
 }
 
 static void find_sas(struct vipsec_sa_table *table, const struct vipsec_packet *packets, size_t count,
-                     const struct sa **sas) {
+                     const struct sa **sas, bool many) {
     struct sa *_Atomic *places[ESP_BURST];
-    if (!sa_many(table)) {
+    if (!many) {
         for (size_t i = 0; i < count; i++) {
             sas[i] = sa_outbound(table, packets[i].sa_id);
         }
@@ -296,10 +296,8 @@ static void find_sas(struct vipsec_sa_table *table, const struct vipsec_packet *
         sas[i] = sa_at(places[i]);
         __builtin_prefetch(sas[i]);
     }
-    for (size_t i = 0; i < count; i++) {
-        if (sas[i] != NULL) {
-            esp_prefetch_sa(sas[i], packets[i].len);
-        }
+    for (size_t i = 0; i < count && i < ESP_AHEAD; i++) {
+        esp_prefetch_live(sas[i]);
     }
 }
 
@@ -320,7 +318,8 @@ static void burst(struct vipsec_sa_table *table, struct vipsec_packet *packets, 
     struct vipsec_gcm_op ops[ESP_BURST];
     struct sa_live *held = NULL;
     size_t ready = 0;
-    find_sas(table, packets, count, sas);
+    const bool many = sa_many(table);
+    find_sas(table, packets, count, sas, many);
     for (size_t i = 0; i < count; i++) {
         const struct sa *sa = sas[i];
         struct vipsec_packet *packet = &packets[i];
@@ -328,6 +327,12 @@ static void burst(struct vipsec_sa_table *table, struct vipsec_packet *packets, 
         packet->known = sa != NULL;
         if (not_to_be_tried(packet, first && i == 0 ? NULL : packet - 1)) {
             continue;
+        }
+        if (many && i + ESP_AHEAD < count) {
+            esp_prefetch_live(sas[i + ESP_AHEAD]);
+        }
+        if (many && sa != NULL) {
+            esp_prefetch_key(sa, packet->len);
         }
         if (sa != NULL) {
             /* The common kind in a copy of its own, without what the options ask for. */
