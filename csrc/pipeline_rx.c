@@ -109,18 +109,19 @@ static void look_for_sa(struct vipsec_worker *worker, struct rx_item *item, cons
     }
 }
 
-static void look(struct vipsec_worker *worker, struct rx_item *item, const struct vipsec_frame *frame) {
+/* Whether rules have to be asked about the frame; else its fate is settled. */
+static bool look_at_link(struct vipsec_worker *worker, struct rx_item *item, const struct vipsec_frame *frame) {
     const struct vipsec_port *port = worker->port;
     const struct vipsec_steering *steering = atomic_load_explicit(&port->rules.steering, memory_order_acquire);
     item->kind = RX_DROP;
     item->has_rule = false;
     if (frame->len < FRAME_ETHERNET_HEADER) {
         item->reason = VIPSEC_REASON_MALFORMED;
-        return;
+        return false;
     }
     if (!steering_admits(steering, frame->data, frame->len)) {
         item->reason = VIPSEC_REASON_FILTERED;
-        return;
+        return false;
     }
     frame_view(frame->data, frame->len, 0, &item->view);
     if (port->config.by_operator) {
@@ -128,25 +129,48 @@ static void look(struct vipsec_worker *worker, struct rx_item *item, const struc
         if (item->view.version == 0) {
             item->kind = RX_PUNT; /* ARP and its like: Python knows the underlay */
         }
-        return;
+        return false;
     }
-    const struct vipsec_flow_verdict *rule = match(worker, frame->data, frame->len, &item->view);
+    return true;
+}
+
+static void obey(struct vipsec_worker *worker, struct rx_item *item, const struct vipsec_frame *frame,
+                 const struct vipsec_flow_verdict *rule) {
+    item->kind = RX_PLAIN;
     item->has_rule = rule != NULL;
     if (rule == NULL) {
-        if (port->config.open_unasked) {
+        if (worker->port->config.open_unasked) {
             look_for_sa(worker, item, frame, false);
-        } else {
-            item->kind = RX_PLAIN;
         }
         return;
     }
     item->verdict = *rule;
     if (rule->action == ACTION_DROP) {
+        item->kind = RX_DROP;
         item->reason = VIPSEC_REASON_RULE_DROP;
     } else if (is_ipsec_action(rule->action)) {
         look_for_sa(worker, item, frame, true);
-    } else {
-        item->kind = RX_PLAIN;
+    }
+}
+
+/* Filter and rules for a batch; the rules are looked up together, so that many of them cost little more than few. */
+static void look(struct vipsec_worker *worker, const struct vipsec_frame *frames, size_t count) {
+    const struct vipsec_flow_table *flow = worker->port->flow;
+    struct flow_item asked[PORT_BATCH];
+    uint8_t which[PORT_BATCH];
+    size_t number = 0;
+    for (size_t i = 0; i < count; i++) {
+        struct rx_item *item = &worker->rx[i];
+        if (look_at_link(worker, item, &frames[i])) {
+            asked[number] = (struct flow_item){.frame = frames[i].data, .view = &item->view, .len = frames[i].len};
+            which[number++] = (uint8_t)i;
+        }
+    }
+    if (flow != NULL) {
+        flow_match_many(flow, worker->flow_copy, asked, number);
+    }
+    for (size_t i = 0; i < number; i++) {
+        obey(worker, &worker->rx[which[i]], &frames[which[i]], asked[i].verdict);
     }
 }
 
@@ -155,6 +179,10 @@ static void look(struct vipsec_worker *worker, struct rx_item *item, const struc
 /* Python goes on with the frame. No rule and no SA is looked at across the call. */
 static void punt(struct vipsec_worker *worker, const uint8_t *frame, uint32_t len, const struct vipsec_rx_state *state) {
     const struct vipsec_port_calls *calls = &worker->port->calls;
+    if (!worker_may_punt(worker)) {
+        drop(worker, VIPSEC_REASON_OVERLOAD);
+        return;
+    }
     worker_count(&worker->counters.rx_punted, 1);
     leave(worker);
     deliver_ready(worker); /* what came before goes first */
@@ -348,13 +376,12 @@ static void finish(struct vipsec_worker *worker, const struct rx_item *item, con
 
 void vipsec_worker_receive(struct vipsec_worker *worker, struct vipsec_frame *frames, size_t count) {
     struct vipsec_port *port = worker->port;
+    worker_begin(worker);
     while (count != 0) {
         const size_t batch = count < PORT_BATCH ? count : PORT_BATCH;
         worker->packet_count = 0;
         enter(worker);
-        for (size_t i = 0; i < batch; i++) {
-            look(worker, &worker->rx[i], &frames[i]);
-        }
+        look(worker, frames, batch);
         esp_inbound_located(port->table, worker->packets, worker->located, worker->packet_count);
         for (size_t i = 0; i < batch; i++) {
             finish(worker, &worker->rx[i], &frames[i]);

@@ -290,6 +290,10 @@ static void work_off(struct vipsec_worker *worker, const struct tx_raw *raw, uin
     if (raw->len == TX_TOO_LONG) {
         refuse(worker, VIPSEC_REASON_TOO_BIG);
     } else if (!prepare(worker, raw, pair)) {
+        if (!worker_may_punt(worker)) {
+            refuse(worker, VIPSEC_REASON_OVERLOAD);
+            return;
+        }
         flush(worker);
         worker_count(&worker->counters.tx_punted, 1);
         sa_reader_exit(port->table, worker->reader);
@@ -302,6 +306,7 @@ size_t vipsec_worker_transmit(struct vipsec_worker *worker, uint32_t pair, size_
     struct vipsec_port *port = worker->port;
     struct vipsec_queue *queue = pair < port->config.pairs ? port->tx[pair] : NULL;
     size_t done = 0;
+    worker_begin(worker);
     while (queue != NULL && done < budget) {
         const uint32_t most = budget - done < PORT_BATCH ? (uint32_t)(budget - done) : PORT_BATCH;
         const uint32_t count = fetch_guarded(worker, queue, pair, most);

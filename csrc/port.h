@@ -91,6 +91,7 @@ struct rx_ready {
 struct vipsec_worker {
     struct vipsec_port *port;
     int reader;
+    uint32_t punts_left; /* of this call */
     uint32_t raw_count, item_count, packet_count;
     size_t segments_used;
     uint8_t *arena;    /* transmit buffers as they came */

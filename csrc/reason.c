@@ -28,6 +28,7 @@ static const char *const names[VIPSEC_REASON_COUNT] = {
     [VIPSEC_REASON_NO_BUFFER] = "no_buffer",
     [VIPSEC_REASON_QUEUE_DISABLED] = "queue_disabled",
     [VIPSEC_REASON_POLICY] = "policy",
+    [VIPSEC_REASON_OVERLOAD] = "overload",
 };
 
 const char *vipsec_reason_name(int reason) {

@@ -132,6 +132,7 @@ enum vipsec_reason {
     VIPSEC_REASON_NO_BUFFER,
     VIPSEC_REASON_QUEUE_DISABLED,
     VIPSEC_REASON_POLICY,
+    VIPSEC_REASON_OVERLOAD,
     VIPSEC_REASON_COUNT
 };
 
@@ -535,7 +536,7 @@ struct vipsec_sa_config {
     uint64_t iv_base;        /* outbound: the explicit IV is iv_base + sequence number */
 };
 
-/* What an SA has done, at one moment. 240 bytes. */
+/* What an SA has done, at one moment. 248 bytes. */
 struct vipsec_sa_state {
     uint64_t sequence; /* outbound: the number used last; inbound: the highest one that was authenticated */
     uint64_t packets;  /* that passed every check */
@@ -733,6 +734,7 @@ struct vipsec_port_config {
     uint64_t features_high;
     uint32_t pairs;        /* queue pairs that exist */
     uint32_t mtu;          /* octets of an IP packet on the wire; 0: no limit */
+    uint32_t most_punts;   /* packets that one call hands to Python; what goes beyond is dropped. 0: any number */
     uint16_t header_size;
     uint16_t hash_at;      /* hash_value, hash_report 4 octets on */
     uint16_t outer_nh_at;

@@ -23,6 +23,16 @@ static inline void worker_count(uint64_t *counter, uint64_t amount) {
     __atomic_store_n(counter, *counter + amount, __ATOMIC_RELAXED);
 }
 
+/* At the beginning of a call: how much of it Python can be given. */
+static inline void worker_begin(struct vipsec_worker *worker) {
+    const uint32_t most = worker->port->config.most_punts;
+    worker->punts_left = most != 0 ? most : UINT32_MAX;
+}
+
+static inline bool worker_may_punt(struct vipsec_worker *worker) {
+    return worker->punts_left != 0 && worker->punts_left-- != 0;
+}
+
 static inline bool port_has(const struct vipsec_port *port, unsigned feature) {
     const struct vipsec_port_config *config = &port->config;
     return ((feature < 64 ? config->features_low : config->features_high) >> (feature & 63) & 1) != 0;

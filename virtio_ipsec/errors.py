@@ -182,6 +182,7 @@ class Reason(StrEnum):
     NO_BUFFER = "no_buffer"
     QUEUE_DISABLED = "queue_disabled"
     POLICY = "policy"  # the operator's, of a port whose driver knows nothing of IPsec
+    OVERLOAD = "overload"  # more packets at a time than the fast path may hand to Python
 
 
 class PacketError(VirtioIpsecError):

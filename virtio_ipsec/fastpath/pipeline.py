@@ -51,6 +51,8 @@ class PortConfig:
     open_unasked: bool
     drop_errors: bool
     by_operator: bool = False
+    #: Packets that one call may hand to Python; what goes beyond is dropped. 0: any number.
+    most_punts: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +200,7 @@ def _c_config(config: PortConfig) -> Any:
     made: Any = ffi.new("struct vipsec_port_config *")
     made.features_low, made.features_high = config.features & (1 << 64) - 1, config.features >> 64
     made.pairs, made.mtu, made.header_size = config.pairs, config.mtu, config.header_size
+    made.most_punts = config.most_punts
     for name in ("hash_at", "outer_nh_at", "resource_id_at", "resource_type_at"):
         offset = getattr(config, name)
         setattr(made, name, lib.VIPSEC_ABSENT if offset is None else offset)
