@@ -16,7 +16,9 @@ class Counters:
 
     Control path names: ``admin_commands``, ``admin_errors``, ``control_errors``.
     Packet path names: ``tx_frames``/``tx_bytes`` and ``rx_frames``/``rx_bytes`` (frames that left or were
-    delivered), ``tx_sealed``, ``rx_opened``, and ``tx_refused_<reason>``/``rx_refused_<reason>``.
+    delivered), ``tx_sealed``, ``rx_opened``, ``rx_not_ipsec``, ``rx_not_operating``, and
+    ``tx_refused_<reason>``/``rx_refused_<reason>``. With the C path also ``tx_punted``/``rx_punted``: packets that it
+    handed to Python.
     """
 
     __slots__ = ("_counts",)
