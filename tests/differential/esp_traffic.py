@@ -303,9 +303,12 @@ class Outcome:
 
 
 class Rivalry:
-    """``count`` pairs of SAs under one random seed; ``engine`` is the one that C uses."""
+    """``count`` pairs of SAs under one random seed; ``engine`` is the one that C uses.
 
-    def __init__(self, seed: object, engine: Engine, count: int = 5) -> None:
+    ``crowd``: SAs that no packet belongs to. With many, C fetches ahead what it will touch.
+    """
+
+    def __init__(self, seed: object, engine: Engine, count: int = 5, crowd: int = 0) -> None:
         self.draw = random.Random(str(seed))
         self.ffi, self.lib = native.extension()
         self.engine = engine
@@ -317,13 +320,23 @@ class Rivalry:
         self.verdicts: Counter[tuple[str, Reason | None]] = Counter()
         for _ in range(count):
             self.add()
+        _, bystander = parameters(self.draw, 1)
+        self.crowd = [
+            FastInboundSa(self.table, 2**20 - 1 - n, dataclasses.replace(bystander, spi=n + 1))
+            for n in range(crowd)
+        ]
 
     def add(self) -> None:
-        spi, ident = self.draw.randrange(1, 2**32), self.draw.randrange(2**20)
+        spi, ident = self.draw.randrange(2**16, 2**32), self.unused(self.senders)
         sender, receiver = parameters(self.draw, spi)
         iv_base = self.draw.choice((bytes(8), b"\xff" * 8, self.draw.randbytes(8)))
         self.senders.append(Pair(self.table, ident, sender, iv_base))
-        self.receivers.append(Pair(self.table, self.draw.randrange(2**20), receiver, b""))
+        self.receivers.append(Pair(self.table, self.unused(self.receivers), receiver, b""))
+
+    def unused(self, pairs: list[Pair]) -> int:
+        """A number that no SA of this direction has."""
+        taken = {pair.ident for pair in pairs}
+        return next(n for n in iter(lambda: self.draw.randrange(2**19), None) if n not in taken)
 
     def replace(self) -> None:
         """Destroys a pair of SAs and makes another one."""
@@ -356,7 +369,7 @@ class Rivalry:
         return pair, packet(self.draw), self.draw.choice((0, 0, 0, 100, 576, 1500, 65535))
 
     def outbound(self, cases: list[tuple[Pair | None, bytes, int]]) -> None:
-        unused = next(n for n in range(2**20) if all(n != pair.ident for pair in self.senders))
+        unused = self.unused(self.senders)
         expected = []
         for pair, data, mtu in cases:
             if pair is None:

@@ -21,6 +21,7 @@ from esp_traffic import Rivalry
 from virtio_ipsec.fastpath.gcm import Engine, engine_names
 
 STEPS = 40  # of one set of SAs
+CROWD = 300  # SAs that only stand there, every other time
 
 
 def soak(engine: Engine, packets: int, seed: int) -> bool:
@@ -28,7 +29,7 @@ def soak(engine: Engine, packets: int, seed: int) -> bool:
     begin, done, sets = time.monotonic(), 0, 0
     verdicts: Counter[str] = Counter()
     while done < packets:
-        rivalry = Rivalry(f"{seed} {sets}", engine, count=1 + sets % 9)
+        rivalry = Rivalry(f"{seed} {sets}", engine, count=1 + sets % 9, crowd=CROWD * (sets % 2))
         try:
             for _ in range(STEPS):
                 rivalry.step()
