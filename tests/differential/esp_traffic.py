@@ -321,9 +321,10 @@ class Rivalry:
         for _ in range(count):
             self.add()
         _, bystander = parameters(self.draw, 1)
+        spis = [self.draw.randrange(2**16, 2**32) for _ in range(crowd)]  # damage seldom makes one of these
         self.crowd = [
-            FastInboundSa(self.table, 2**20 - 1 - n, dataclasses.replace(bystander, spi=n + 1))
-            for n in range(crowd)
+            FastInboundSa(self.table, 2**20 - 1 - n, dataclasses.replace(bystander, spi=spi))
+            for n, spi in enumerate(spis)
         ]
 
     def add(self) -> None:
