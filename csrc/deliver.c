@@ -9,18 +9,6 @@
 #include "guard.h"
 #include "worker.h"
 
-/* A queue is written by whichever worker has a frame for it. */
-static void lock(struct port_rx_queue *place) {
-    unsigned spins = 0;
-    while (atomic_flag_test_and_set_explicit(&place->busy, memory_order_acquire)) {
-        if (++spins % 128 == 0) {
-            sched_yield();
-        }
-    }
-}
-
-static void unlock(struct port_rx_queue *place) { atomic_flag_clear_explicit(&place->busy, memory_order_release); }
-
 /* Buffers taken off a queue: [used, taken) of the worker's are still empty. */
 struct taken {
     struct vipsec_chain *chains;
@@ -84,27 +72,40 @@ static uint32_t fill_run(struct vipsec_worker *worker, struct vipsec_queue *queu
     return queue->fault == VIPSEC_FAULT_NONE ? without : 0; /* a broken queue is no lack of buffers */
 }
 
+/* The queue under its lock; how many frames had no buffer. */
+static uint32_t put_into(struct vipsec_worker *worker, struct vipsec_queue *queue, struct rx_ready *run, uint32_t count) {
+    volatile uint32_t without = 0;
+    struct guard_frame guard;
+    if (guard_enter(&guard, queue->memory) == 0) {
+        without = fill_run(worker, queue, run, count);
+        guard_leave(&guard);
+    } else {
+        ring_break(queue, VIPSEC_FAULT_MEMORY);
+    }
+    if (worker->notify) {
+        ring_signal(queue); /* its eventfd lives as long as the queue is the port's */
+    }
+    return without;
+}
+
 static void put_run(struct vipsec_worker *worker, struct rx_ready *run, uint32_t count) {
     struct vipsec_port *port = worker->port;
     const uint32_t pair = run->pair;
-    struct port_rx_queue *place = pair < port->config.pairs ? &port->rx[pair] : NULL;
-    if (place == NULL || place->queue == NULL) {
-        worker_count(&worker->counters.rx_refused[VIPSEC_REASON_QUEUE_DISABLED], count);
-        return;
-    }
-    struct guard_frame guard;
+    int reason = VIPSEC_REASON_QUEUE_DISABLED;
+    uint32_t refused = count;
     worker->notify = false;
-    lock(place);
-    if (guard_enter(&guard, place->queue->memory) == 0) {
-        worker_count(&worker->counters.rx_refused[VIPSEC_REASON_NO_BUFFER],
-                     fill_run(worker, place->queue, run, count));
-        guard_leave(&guard);
-    } else {
-        ring_break(place->queue, VIPSEC_FAULT_MEMORY);
+    if (pair < port->config.pairs) {
+        struct port_rx_queue *place = &port->rx[pair];
+        port_lock(place);
+        if (place->queue != NULL) {
+            reason = VIPSEC_REASON_NO_BUFFER;
+            refused = put_into(worker, place->queue, run, count);
+        }
+        port_unlock(place);
     }
-    unlock(place);
+    worker_count(&worker->counters.rx_refused[reason], refused);
     if (worker->notify) {
-        worker_interrupt(worker, place->queue, 2 * pair);
+        worker_interrupt(worker, 2 * pair);
     }
 }
 

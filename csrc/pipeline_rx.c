@@ -190,6 +190,12 @@ static void punt(struct vipsec_worker *worker, const uint8_t *frame, uint32_t le
     enter(worker);
 }
 
+/* Whether there is a receive queue for the pair. */
+static bool is_live(const struct vipsec_port *port, uint32_t pair) {
+    return pair < port->config.pairs &&
+           (atomic_load_explicit(&port->live_bits[pair / 64], memory_order_relaxed) >> (pair & 63) & 1) != 0;
+}
+
 /* Whether anything is to be delivered; false: dropped and counted. `queue`: as a rule directs. */
 static bool direct(struct vipsec_worker *worker, const struct vipsec_flow_verdict *rule, struct delivery *out) {
     if (rule == NULL || rule->action != ACTION_DIRECT) {
@@ -197,7 +203,7 @@ static bool direct(struct vipsec_worker *worker, const struct vipsec_flow_verdic
     }
     out->directed = true;
     out->queue = rule->vq_index >> 1;
-    if (out->queue >= worker->port->config.pairs || worker->port->rx[out->queue].queue == NULL) {
+    if (!is_live(worker->port, out->queue)) {
         drop(worker, VIPSEC_REASON_QUEUE_DISABLED);
         return false;
     }

@@ -25,8 +25,9 @@ static void put_link_header(const struct tx_item *item, const struct vipsec_pack
 }
 
 /*
- * Protects and sends what has gathered; inside a read section, which ends while the uplink is called. When a segment of a buffer is refused, those behind it in the same buffer are
- * not tried: exactly as many packets leave as a limit allows, and one refusal is counted.
+ * Protects and sends what has gathered; inside a read section, which ends while the uplink is called. When a segment
+ * of a buffer is refused, those behind it in the same buffer are not tried: exactly as many packets leave as a limit
+ * allows, and one refusal is counted.
  */
 static void flush(struct vipsec_worker *worker) {
     struct vipsec_port *port = worker->port;
@@ -96,9 +97,11 @@ static bool ordered_by_policy(struct vipsec_worker *worker, const uint8_t *frame
     return false;
 }
 
-static void gather(struct vipsec_worker *worker, uint8_t *frame, uint32_t len, struct tx_order *order, bool more) {
-    if (worker->port->config.by_operator && !ordered_by_policy(worker, frame, len, order)) {
-        return;
+/* `more`: a further frame of the same buffer. False: the policy drops the buffer. */
+static bool gather(struct vipsec_worker *worker, uint8_t *frame, uint32_t len, struct tx_order *order, bool more) {
+    /* Once per buffer: its frames differ in nothing that rules look at, and share one fate when rules are replaced. */
+    if (!more && worker->port->config.by_operator && !ordered_by_policy(worker, frame, len, order)) {
+        return false;
     }
     if (worker->item_count == PORT_BATCH) {
         flush(worker);
@@ -108,7 +111,7 @@ static void gather(struct vipsec_worker *worker, uint8_t *frame, uint32_t len, s
     item->len = len;
     item->kind = TX_PLAIN;
     if (!order->protect) {
-        return;
+        return true;
     }
     item->kind = TX_PROTECT;
     item->l2 = order->l3;
@@ -125,6 +128,7 @@ static void gather(struct vipsec_worker *worker, uint8_t *frame, uint32_t len, s
         .skipped = more && worker->last_reason != VIPSEC_REASON_NONE, /* looked at in the first packet of a call */
         .reason = worker->last_reason,
     };
+    return true;
 }
 
 /* ---- headers ---- */
@@ -175,7 +179,9 @@ static void cut(struct vipsec_worker *worker, const struct offload_plan *plan, s
         }
         uint8_t *out = worker->segments + worker->segments_used + ARENA_HEADROOM;
         worker->segments_used += most;
-        gather(worker, out, offload_segment(plan, i, out), order, i != 0);
+        if (!gather(worker, out, offload_segment(plan, i, out), order, i != 0)) {
+            return;
+        }
     }
 }
 
@@ -279,7 +285,8 @@ static uint32_t fetch_guarded(struct vipsec_worker *worker, struct vipsec_queue 
         worker->raw_count = 0;
     }
     if (worker->notify) {
-        worker_interrupt(worker, queue, 2 * pair + 1);
+        ring_signal(queue);
+        worker_interrupt(worker, 2 * pair + 1);
     }
     return worker->raw_count;
 }

@@ -1,5 +1,5 @@
 /* Ports and workers: making them, and what the control thread changes while they run. */
-#include "port.h"
+#include "worker.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -10,6 +10,10 @@ static_assert(sizeof(struct vipsec_frame) == 16, "vipsec.h shows it to other lan
 static bool config_possible(const struct vipsec_port_config *config) {
     const uint16_t ends[] = {config->hash_at, config->outer_nh_at, config->resource_id_at, config->resource_type_at};
     const uint16_t sizes[] = {6, 2, 4, 2};
+    const bool names_sas = (config->features_high >> (FEATURE_IPSEC - 64) & 1) != 0 && !config->by_operator;
+    if (names_sas && (config->resource_id_at == VIPSEC_ABSENT || config->resource_type_at == VIPSEC_ABSENT)) {
+        return false;
+    }
     if (config->pairs == 0 || config->pairs > PORT_MAX_PAIRS || config->header_size < 12 ||
         config->header_size > PORT_MAX_HEADER) {
         return false;
@@ -62,8 +66,12 @@ void vipsec_port_free(struct vipsec_port *port) {
 void vipsec_port_set_queues(struct vipsec_port *port, uint32_t pair, struct vipsec_queue *rx, struct vipsec_queue *tx) {
     if (pair < port->config.pairs) {
         const uint64_t bit = UINT64_C(1) << (pair & 63);
+        port_lock(&port->rx[pair]);
         port->rx[pair].queue = rx;
-        port->tx[pair] = tx;
+        port_unlock(&port->rx[pair]);
+        if (port->tx[pair] != tx) { /* its worker may be reading it */
+            port->tx[pair] = tx;
+        }
         if (rx != NULL) {
             atomic_fetch_or(&port->live_bits[pair / 64], bit);
         } else {

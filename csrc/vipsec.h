@@ -585,7 +585,7 @@ struct vipsec_packet {
     uint32_t mtu;         /* outbound: bytes that a result which nobody may fragment can have; 0: any number */
     uint32_t sa_id;       /* outbound: number of the SA; inbound, set when known: number of the SA found */
     uint8_t reason;       /* set: enum vipsec_reason */
-    uint8_t soft_expired; /* set, when processed: a soft limit is reached */
+    uint8_t soft_expired; /* set, when processed, inbound also when known: a soft limit is reached */
     uint8_t next_header;  /* set, inbound, when processed: what the payload is */
     uint8_t known;        /* set: an SA was found; its counters have this packet */
     uint64_t sequence;    /* set, when processed: sequence number, 64 bits */
@@ -798,7 +798,8 @@ struct vipsec_port *vipsec_port_new(struct vipsec_sa_table *table, const struct 
 /* No worker may be left. Does not free what was set with vipsec_port_set_*. */
 void vipsec_port_free(struct vipsec_port *port);
 
-/* Queues of pair 0..pairs-1; NULL takes one away. Not while a worker serves that queue. The port does not own them. */
+/* Queues of pair 0..pairs-1; NULL takes one away. The port does not own them. A receive queue may be exchanged while
+ * workers run: on return none uses the old one any more. A transmit queue not while a worker serves it. */
 void vipsec_port_set_queues(struct vipsec_port *port, uint32_t pair, struct vipsec_queue *rx, struct vipsec_queue *tx);
 
 /* The flow filter; NULL for none. Before the first worker is made. The port does not own it. */

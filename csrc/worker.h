@@ -47,11 +47,9 @@ enum {
     FEATURE_IPSEC = 70
 };
 
-/* Tells the driver; touches no guest memory. */
-static inline void worker_interrupt(const struct vipsec_worker *worker, const struct vipsec_queue *queue,
-                                    uint32_t index) {
+/* Tells whoever made the port that the driver of virtqueue `index` wants to be told. */
+static inline void worker_interrupt(const struct vipsec_worker *worker, uint32_t index) {
     const struct vipsec_port_calls *calls = &worker->port->calls;
-    ring_signal(queue);
     if (calls->interrupt != NULL) {
         calls->interrupt(calls->user, index);
     }

@@ -6,9 +6,11 @@ back through :class:`PortOwner`, outside all locks and with the GIL.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import get_ident
 from typing import Any, Protocol
 
 from virtio_ipsec.errors import ConfigError, Reason
@@ -84,15 +86,17 @@ class PortOwner(Protocol):
 class Port:
     """One device's packet path. ``owner`` is called from inside the workers' calls.
 
-    An error that the owner raises ends nothing in C; the worker's call raises the first one when it is done.
+    An error that the owner raises ends nothing in C; the worker's call that the owner was called from raises the first
+    one when it is done.
     """
 
     def __init__(self, table: FastSaTable, config: PortConfig, owner: PortOwner) -> None:
         ffi, lib = native.extension()
         self.owner = owner
         self.config = config
-        self.errors: list[BaseException] = []
-        self._table = table
+        self.table = table
+        #: By thread, because workers are: the first error that the owner raised in the present call.
+        self._errors: dict[int, BaseException] = {}
         self._user = ffi.new_handle(self)
         calls: Any = ffi.new("struct vipsec_port_calls *")
         calls.user = self._user
@@ -113,10 +117,10 @@ class Port:
         return self._handle
 
     def set_queues(self, pair: int, receive: Any, transmit: Any) -> None:
-        """Queues of a pair, as ``struct vipsec_queue *`` or None. No worker may be serving them."""
+        """Queues of a pair, as ``struct vipsec_queue *`` or None. No worker may be serving the transmit queue."""
         ffi, lib = native.extension()
-        self._kept[f"queues {pair}"] = (receive, transmit)
         lib.vipsec_port_set_queues(self._handle, pair, receive or ffi.NULL, transmit or ffi.NULL)
+        self._kept[f"queues {pair}"] = (receive, transmit)  # and those before may go
 
     def set_flow(self, flow: FlowTable) -> None:
         """The flow filter; before the first worker is made."""
@@ -146,6 +150,16 @@ class Port:
         _, lib = native.extension()
         lib.vipsec_port_set_foreign_sas(self._handle, count)
 
+    def note(self, error: BaseException) -> None:
+        """The owner has raised this inside a worker's call of this thread."""
+        self._errors.setdefault(get_ident(), error)
+
+    def raise_noted(self) -> None:
+        """Raise what the owner has raised inside this thread's call, if anything."""
+        error = self._errors.pop(get_ident(), None)
+        if error is not None:
+            raise error
+
 
 class Worker:
     """One thread's part of a port."""
@@ -156,13 +170,15 @@ class Worker:
         if handle == ffi.NULL:
             raise ConfigError("no memory, or too many threads for one port")
         self.port = port
-        self._handle = ffi.gc(handle, lib.vipsec_worker_free)
+        self._handle = handle
+        # It looks at port and table while it goes, which the collector of a cycle (port, owner, worker) may take first.
+        weakref.finalize(self, _free_worker, handle, port.handle, port.table)
 
     def transmit(self, pair: int, budget: int) -> int:
         """Work off at most ``budget`` buffers of a transmit queue; how many there were."""
         _, lib = native.extension()
         done = lib.vipsec_worker_transmit(self._handle, pair, budget)
-        self._raise_error()
+        self.port.raise_noted()
         return int(done)
 
     def receive(self, frames: list[bytes]) -> None:
@@ -175,7 +191,7 @@ class Worker:
             each.data, each.len = at, len(frame)
             at += len(frame)
         lib.vipsec_worker_receive(self._handle, batch, len(frames))
-        self._raise_error()
+        self.port.raise_noted()
 
     def counts(self) -> dict[str, int]:
         """Event counts by the names of :class:`virtio_ipsec.device.counters.Counters`, those that are not zero."""
@@ -188,11 +204,10 @@ class Worker:
             found["rx_refused_" + reason.value] = int(counters.rx_refused[number])
         return {name: count for name, count in found.items() if count}
 
-    def _raise_error(self) -> None:
-        if self.port.errors:
-            error = self.port.errors[0]
-            self.port.errors.clear()
-            raise error
+
+def _free_worker(handle: Any, *_needed: object) -> None:
+    _, lib = native.extension()
+    lib.vipsec_worker_free(handle)
 
 
 def _c_config(config: PortConfig) -> Any:
@@ -229,7 +244,7 @@ def _define_callbacks() -> None:
         try:
             yield port.owner
         except BaseException as error:  # the worker's call raises it
-            port.errors.append(error)
+            port.note(error)
 
     @ffi.def_extern(name="vipsec_python_uplink")
     def uplink(user: Any, frames: Any, count: int) -> None:
