@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from device_twins import RINGS, Story
+import soak_device
+from device_twins import RINGS, Story, random_story
 
 from virtio_ipsec.device.features import IMPLEMENTED
 from virtio_ipsec.wire.dialect import DIALECTS
@@ -37,3 +38,13 @@ def test_one_buffer_per_frame_without_mergeable_buffers() -> None:
 
 def test_failed_packets_dropped_where_so_configured() -> None:
     Story(6, DIALECTS["virtio-1.4"], IMPLEMENTED & ~RINGS, drop_error_packets=True).run(200)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_devices_of_any_settings_stay_alike(seed: int) -> None:
+    random_story(seed).run(250)
+
+
+def test_the_soak_ends_well(capsys: pytest.CaptureFixture[str]) -> None:
+    assert soak_device.main(["--steps", "60", "--length", "30", "--seed", "77"]) == 0
+    assert "60 steps of 2 stories alike" in capsys.readouterr().out
