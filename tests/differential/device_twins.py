@@ -236,6 +236,13 @@ def sa_objects(dialect: Dialect) -> dict[tuple[int, int], IpsecSa]:
     }  # fmt: skip
 
 
+def ready(dialect: Dialect, features: int, rng: random.Random, **config: Any) -> Twins:
+    """Twins at work."""
+    twins = Twins(dialect, features, **config)
+    make_ready(twins, rng)
+    return twins
+
+
 def make_ready(twins: Twins, rng: random.Random) -> None:
     """SAs, rules and receive buffers."""
     dialect = twins.dialect
@@ -331,8 +338,7 @@ class Story:
     def __init__(self, seed: int, dialect: Dialect, features: int, **config: Any) -> None:
         self.rng = random.Random(seed)
         self.title = f"{dialect.name}, features {features:#x}, {config}"
-        self.twins = Twins(dialect, features, **config)
-        make_ready(self.twins, self.rng)
+        self.twins = ready(dialect, features, self.rng, **config)
         self.dialect = dialect
         #: Bytes of the segments of a receive buffer.
         self.room = self.rng.choice(((12, 40, 200, 1600, 70000), (64, 70, 90), (2048,)))

@@ -228,7 +228,8 @@ static void make_port(uint32_t choice) {
         .pairs = PAIRS, .mtu = choice & 16 ? 1500 : 0, .header_size = HEADER_MAX, .hash_at = 12, .outer_nh_at = 20,
         .resource_id_at = 28, .resource_type_at = 32, .flag_security = 8, .flag_security_err = 16,
         .flag_soft_expiry = 32, .flag_tunnel_csum = 64, .type_required = choice >> 5 & 1, .open_unasked = choice >> 6 & 1,
-        .drop_errors = choice >> 7 & 1, .by_operator = choice >> 8 & 1};
+        .drop_errors = choice >> 7 & 1, .by_operator = choice >> 8 & 1,
+        .most_punts = choice & 1 ? 2 : 0};
     const struct vipsec_port_calls calls = {
         .uplink = uplink, .interrupt = interrupt, .punt_tx = punt_tx, .punt_rx = punt_rx};
     port = vipsec_port_new(table, &config, &calls);
