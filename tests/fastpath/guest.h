@@ -56,25 +56,24 @@ static inline bool guest_offer(struct guest_ring *ring, const struct guest_piece
         return false;
     }
     const uint16_t head = ring->place;
-    uint16_t first_flags = 0;
+    uint64_t first = 0; /* shown last: of a packed ring it is what makes the buffer available */
     for (uint32_t i = 0; i < count; i++) {
         uint8_t *desc = ring->area + 16 * ring->place;
-        const uint16_t flags = guest_flags(ring, &pieces[i], i + 1 < count);
-        store_le64(desc, pieces[i].address);
-        store_le32(desc + 8, pieces[i].len);
-        store_le16(desc + (ring->packed ? 12 : 14), (uint16_t)(ring->packed ? head : (ring->place + 1) % ring->size));
+        const uint64_t flags = guest_flags(ring, &pieces[i], i + 1 < count);
+        const uint64_t next = (ring->place + 1u) % ring->size;
+        const uint64_t word = pieces[i].len | (ring->packed ? (uint64_t)head << 32 | flags << 48 : flags << 32 | next << 48);
+        __atomic_store_n((uint64_t *)(void *)desc, pieces[i].address, __ATOMIC_RELAXED);
         if (i == 0) {
-            first_flags = flags;
+            first = word;
         } else {
-            __atomic_store_n((uint16_t *)(void *)(desc + (ring->packed ? 14 : 12)), flags, __ATOMIC_RELEASE);
+            __atomic_store_n((uint64_t *)(void *)(desc + 8), word, __ATOMIC_RELAXED);
         }
         if (++ring->place == ring->size) {
             ring->place = 0;
             ring->round ^= 1;
         }
     }
-    uint8_t *desc = ring->area + 16 * head;
-    __atomic_store_n((uint16_t *)(void *)(desc + (ring->packed ? 14 : 12)), first_flags, __ATOMIC_RELEASE);
+    __atomic_store_n((uint64_t *)(void *)(ring->area + 16 * head + 8), first, __ATOMIC_RELEASE);
     if (!ring->packed) {
         uint16_t *driver = (uint16_t *)(void *)(ring->area + GUEST_DRIVER);
         __atomic_store_n(&driver[2 + ring->available % ring->size], head, __ATOMIC_RELAXED);
@@ -90,12 +89,12 @@ static inline int guest_take(struct guest_ring *ring, uint32_t *written) {
     uint32_t head;
     if (ring->packed) {
         const uint8_t *desc = ring->area + 16 * ring->seen_place;
-        const uint16_t flags = __atomic_load_n((const uint16_t *)(const void *)(desc + 14), __ATOMIC_ACQUIRE);
-        if ((flags >> 7 & 1) != ring->seen_round || flags >> 15 != ring->seen_round) {
+        const uint64_t word = __atomic_load_n((const uint64_t *)(const void *)(desc + 8), __ATOMIC_ACQUIRE);
+        if ((word >> 55 & 1) != ring->seen_round || word >> 63 != ring->seen_round) {
             return -1;
         }
-        head = load_le16(desc + 12);
-        *written = load_le32(desc + 8);
+        head = (uint16_t)(word >> 32);
+        *written = (uint32_t)word;
     } else {
         const uint16_t *used = (const uint16_t *)(const void *)(ring->area + GUEST_DEVICE);
         if (__atomic_load_n(&used[1], __ATOMIC_ACQUIRE) == ring->seen) {
