@@ -63,7 +63,7 @@ class Mutant:
         dialect = DIALECTS[self.dialect]
         settings = {"max_queue_pairs": PAIRS, **dict(self.config)}
         config = DeviceConfig(dialect=dialect, **settings)
-        return loopback("", dialect, self.device, config, Random(1).randbytes)
+        return loopback("python", dialect, self.device, config, Random(1).randbytes)
 
     def __str__(self) -> str:
         return self.name
