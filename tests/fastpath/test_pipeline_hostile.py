@@ -45,8 +45,7 @@ def loop(bench: Bench, frame: bytes) -> Callable[[], int]:
 
 
 @pytest.mark.parametrize("features", [0, PACKED])
-@pytest.mark.parametrize("left", [0, 4096, 1 << 20])
-def test_a_guest_that_truncates_its_memory_stops_its_own_port_only(features: int, left: int) -> None:
+def test_a_guest_that_truncates_its_memory_stops_its_own_port_only(features: int) -> None:
     """The C side of one port loses its memory under load (its Python side holds the rings still, so that only csrc/
     touches what has gone); the other port loses nothing."""
     files = [File(), File()]
@@ -79,7 +78,7 @@ def test_a_guest_that_truncates_its_memory_stops_its_own_port_only(features: int
     for thread in threads:
         thread.start()
     wait(lambda: min(rounds) > 5)
-    os.ftruncate(files[0].file, left)
+    os.ftruncate(files[0].file, 0)
     threads[0].join(30)
     before = rounds[1]
     wait(lambda: rounds[1] > before + 5)
@@ -89,9 +88,8 @@ def test_a_guest_that_truncates_its_memory_stops_its_own_port_only(features: int
     assert problems == []
     assert results[1] == 16 * rounds[1]
     assert not any(queue.faulty for queue in benches[1].queues.values())
-    if left == 0:
-        assert fast_memory(files[0].memory).failed
-        assert any(queue.faulty for queue in benches[0].queues.values())
+    assert fast_memory(files[0].memory).failed
+    assert any(queue.faulty for queue in benches[0].queues.values())
     os.ftruncate(files[0].file, SIZE)  # for the interpreter
 
 

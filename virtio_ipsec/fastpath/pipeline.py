@@ -9,8 +9,8 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
-from threading import get_ident
 from typing import Any, Protocol
 
 from virtio_ipsec.errors import ConfigError, Reason
@@ -96,7 +96,6 @@ class Port:
         self.config = config
         self.table = table
         #: By thread, because workers are: the first error that the owner raised in the present call.
-        self._errors: dict[int, BaseException] = {}
         self._user = ffi.new_handle(self)
         calls: Any = ffi.new("struct vipsec_port_calls *")
         calls.user = self._user
@@ -150,15 +149,22 @@ class Port:
         _, lib = native.extension()
         lib.vipsec_port_set_foreign_sas(self._handle, count)
 
-    def note(self, error: BaseException) -> None:
-        """The owner has raised this inside a worker's call of this thread."""
-        self._errors.setdefault(get_ident(), error)
 
-    def raise_noted(self) -> None:
-        """Raise what the owner has raised inside this thread's call, if anything."""
-        error = self._errors.pop(get_ident(), None)
-        if error is not None:
-            raise error
+#: What owners have raised inside the present call of a worker; each thread has a context of its own.
+_raised: ContextVar[list[BaseException]] = ContextVar("raised")
+
+
+@contextmanager
+def _raising() -> Iterator[None]:
+    """A worker's call: raises the first error of an owner when it is done."""
+    errors: list[BaseException] = []
+    token = _raised.set(errors)
+    try:
+        yield
+    finally:
+        _raised.reset(token)
+    if errors:
+        raise errors[0]
 
 
 class Worker:
@@ -177,8 +183,8 @@ class Worker:
     def transmit(self, pair: int, budget: int) -> int:
         """Work off at most ``budget`` buffers of a transmit queue; how many there were."""
         _, lib = native.extension()
-        done = lib.vipsec_worker_transmit(self._handle, pair, budget)
-        self.port.raise_noted()
+        with _raising():
+            done = lib.vipsec_worker_transmit(self._handle, pair, budget)
         return int(done)
 
     def receive(self, frames: list[bytes]) -> None:
@@ -190,8 +196,8 @@ class Worker:
         for each, frame in zip(batch, frames, strict=True):
             each.data, each.len = at, len(frame)
             at += len(frame)
-        lib.vipsec_worker_receive(self._handle, batch, len(frames))
-        self.port.raise_noted()
+        with _raising():
+            lib.vipsec_worker_receive(self._handle, batch, len(frames))
 
     def counts(self) -> dict[str, int]:
         """Event counts by the names of :class:`virtio_ipsec.device.counters.Counters`, those that are not zero."""
@@ -244,7 +250,7 @@ def _define_callbacks() -> None:
         try:
             yield port.owner
         except BaseException as error:  # the worker's call raises it
-            port.note(error)
+            _raised.get().append(error)
 
     @ffi.def_extern(name="vipsec_python_uplink")
     def uplink(user: Any, frames: Any, count: int) -> None:
