@@ -136,7 +136,7 @@ def run_esp(
     cores: tuple[int, int],
 ) -> list[Cell]:  # fmt: skip
     cells: list[Cell] = []
-    print(f"\nESP, tunnel mode, AES-128-GCM, engine {engine}, packets of this many bytes")
+    print(f"\nESP, tunnel mode, AES-128-GCM, engine {engine}, this many bytes encrypted")
     for group in esp.measure(native, engine, given.sizes, given.sas, given.rounds, quiet, program, cores):
         esp.show(group)
         cells += group
