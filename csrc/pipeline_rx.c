@@ -385,7 +385,6 @@ void vipsec_worker_receive(struct vipsec_worker *worker, struct vipsec_frame *fr
     worker_begin(worker);
     while (count != 0) {
         const size_t batch = count < PORT_BATCH ? count : PORT_BATCH;
-        worker->packet_count = 0;
         enter(worker);
         look(worker, frames, batch);
         esp_inbound_located(port->table, worker->packets, worker->located, worker->packet_count);

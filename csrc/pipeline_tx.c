@@ -167,12 +167,15 @@ static bool security(const struct vipsec_port *port, const uint8_t *header, stru
            sa_outbound(port->table, order->sa_id) != NULL;
 }
 
+/* What a frame of `len` octets takes in an arena. */
+static size_t arena_room(size_t len) { return (ARENA_HEADROOM + len + ARENA_TAILROOM + 63) & ~(size_t)63; }
+
 static bool room_for_segment(const struct vipsec_worker *worker, size_t need) {
     return worker->segments_used + need <= ARENA_SIZE && worker->item_count < PORT_BATCH;
 }
 
 static void cut(struct vipsec_worker *worker, const struct offload_plan *plan, struct tx_order *order) {
-    const size_t most = (ARENA_HEADROOM + plan->payload + plan->size + ARENA_TAILROOM + 63) & ~(size_t)63;
+    const size_t most = arena_room((size_t)plan->payload + plan->size);
     for (uint32_t i = 0; i < plan->count; i++) {
         if (!room_for_segment(worker, most)) {
             flush(worker);
@@ -253,7 +256,7 @@ static uint32_t fetch(struct vipsec_worker *worker, struct vipsec_queue *queue, 
         if (raw->len == TX_TOO_LONG) {
             continue;
         }
-        const size_t need = (ARENA_HEADROOM + (size_t)raw->len + ARENA_TAILROOM + 63) & ~(size_t)63;
+        const size_t need = arena_room(raw->len);
         if (used + need > ARENA_SIZE) {
             while (taken > i) {
                 ring_unpop_last(queue, &worker->chains[--taken]);

@@ -95,7 +95,6 @@ class Port:
         self.owner = owner
         self.config = config
         self.table = table
-        #: By thread, because workers are: the first error that the owner raised in the present call.
         self._user = ffi.new_handle(self)
         calls: Any = ffi.new("struct vipsec_port_calls *")
         calls.user = self._user
