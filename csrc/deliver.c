@@ -96,12 +96,12 @@ static void put_run(struct vipsec_worker *worker, struct rx_ready *run, uint32_t
     worker->notify = false;
     if (pair < port->config.pairs) {
         struct port_rx_queue *place = &port->rx[pair];
-        port_lock(place);
+        spin_lock(&place->lock);
         if (place->queue != NULL) {
             reason = VIPSEC_REASON_NO_BUFFER;
             refused = put_into(worker, place->queue, run, count);
         }
-        port_unlock(place);
+        spin_unlock(&place->lock);
     }
     worker_count(&worker->counters.rx_refused[reason], refused);
     if (worker->notify) {

@@ -44,9 +44,6 @@ struct vipsec_port *vipsec_port_new(struct vipsec_sa_table *table, const struct 
         vipsec_port_free(port);
         return NULL;
     }
-    for (uint32_t pair = 0; pair < config->pairs; pair++) {
-        atomic_flag_clear(&port->rx[pair].busy);
-    }
     port->config = *config;
     port->calls = *calls;
     port->table = table;
@@ -66,9 +63,9 @@ void vipsec_port_free(struct vipsec_port *port) {
 void vipsec_port_set_queues(struct vipsec_port *port, uint32_t pair, struct vipsec_queue *rx, struct vipsec_queue *tx) {
     if (pair < port->config.pairs) {
         const uint64_t bit = UINT64_C(1) << (pair & 63);
-        port_lock(&port->rx[pair]);
+        spin_lock(&port->rx[pair].lock);
         port->rx[pair].queue = rx;
-        port_unlock(&port->rx[pair]);
+        spin_unlock(&port->rx[pair].lock);
         if (port->tx[pair] != tx) { /* its worker may be reading it */
             port->tx[pair] = tx;
         }

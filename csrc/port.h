@@ -1,7 +1,6 @@
 /* One device's packet path: what its workers share, and what one worker has to itself. */
 #ifndef VIPSEC_PORT_H
 #define VIPSEC_PORT_H
-#include <sched.h>
 #include <stdatomic.h>
 
 #include "esp.h"
@@ -9,6 +8,7 @@
 #include "frame.h"
 #include "policy.h"
 #include "ring.h"
+#include "spin.h"
 #include "steering.h"
 #include "vipsec.h"
 
@@ -24,22 +24,9 @@ enum { ARENA_HEADROOM = 128, ARENA_TAILROOM = 64, ARENA_SIZE = 1 << 20 };
 
 /* A receive queue is written by whichever worker got the frame. */
 struct port_rx_queue {
-    atomic_flag busy;
+    _Atomic uint32_t lock;
     struct vipsec_queue *queue; /* only under the lock: it may be taken away at any time */
 };
-
-static inline void port_lock(struct port_rx_queue *place) {
-    unsigned spins = 0;
-    while (atomic_flag_test_and_set_explicit(&place->busy, memory_order_acquire)) {
-        if (++spins % 128 == 0) {
-            sched_yield(); /* whoever holds it may have lost its processor */
-        }
-    }
-}
-
-static inline void port_unlock(struct port_rx_queue *place) {
-    atomic_flag_clear_explicit(&place->busy, memory_order_release);
-}
 
 /* Replaced by the control thread, read by workers inside a read section of the SA table. */
 struct port_rules {

@@ -13,12 +13,12 @@
 #ifndef VIPSEC_SA_H
 #define VIPSEC_SA_H
 
-#include <sched.h>
 #include <stdatomic.h>
 #include <stddef.h>
 
 #include "gcm.h"
 #include "replay.h"
+#include "spin.h"
 
 enum { SA_LINE = 64, SA_OUTER_MAX = 40, SA_SMALL_WINDOW = 64 };
 
@@ -87,18 +87,8 @@ static inline struct sa_slot *sa_slot_of(const struct sa *sa) {
 static inline struct sa_live *sa_live_of(const struct sa *sa) { return &sa_slot_of(sa)->live; }
 static inline const struct vipsec_gcm_key *sa_key_of(const struct sa_live *live) { return (const void *)(live + 1); }
 
-static inline void sa_lock(struct sa_live *live) {
-    unsigned spins = 0;
-    while (atomic_exchange_explicit(&live->lock, 1, memory_order_acquire) != 0) {
-        while (atomic_load_explicit(&live->lock, memory_order_relaxed) != 0) {
-            if (++spins % 128 == 0) {
-                sched_yield(); /* whoever holds it may have lost its processor */
-            }
-        }
-    }
-}
-
-static inline void sa_unlock(struct sa_live *live) { atomic_store_explicit(&live->lock, 0, memory_order_release); }
+static inline void sa_lock(struct sa_live *live) { spin_lock(&live->lock); }
+static inline void sa_unlock(struct sa_live *live) { spin_unlock(&live->lock); }
 
 /* Moves from one lock to the next: packets of one SA behind one another take it once. */
 static inline struct sa_live *sa_hold(struct sa_live *held, struct sa_live *live) {

@@ -1,5 +1,6 @@
 /* Adding, changing and removing SAs while packets flow; readers; numbers. */
 #include <pthread.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
