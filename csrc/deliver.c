@@ -9,20 +9,34 @@
 #include "guard.h"
 #include "worker.h"
 
-/* Buffers taken off a queue: [used, taken) of the worker's are still empty. */
+/* Buffers taken off a queue and not yet shown to the driver again: [used, taken) of the worker's are still empty. */
 struct taken {
-    struct vipsec_chain *chains;
     uint32_t used, taken;
 };
 
-/* One buffer more, at place `index`; takes several at once, `ahead` at most. */
-static bool take(struct vipsec_queue *queue, struct taken *t, uint32_t index, uint32_t ahead) {
-    if (index < t->taken) {
+/* Shows the driver the buffers that are filled; the others move to the front. */
+static void show(struct vipsec_worker *worker, struct vipsec_queue *queue, struct taken *t) {
+    struct vipsec_chain *chains = worker->fill_chains;
+    if (t->used != 0) {
+        ring_push_many(queue, chains, worker->fill_written, t->used);
+        worker->notify |= ring_should_notify(queue);
+        t->taken -= t->used;
+        memmove(chains, chains + t->used, t->taken * sizeof *chains);
+        t->used = 0;
+    }
+}
+
+/* `count` empty buffers at least; takes several at once, `ahead` at most. Those that are filled leave first: the next
+ * to be taken may break the queue. */
+static bool take(struct vipsec_worker *worker, struct vipsec_queue *queue, struct taken *t, uint32_t count,
+                 uint32_t ahead) {
+    if (t->used + count <= t->taken) {
         return true;
     }
-    const int count = ring_pop_many(queue, &t->chains[t->taken], ahead);
-    t->taken += count > 0 ? (uint32_t)count : 0;
-    return count > 0;
+    show(worker, queue, t);
+    const int popped = ring_pop_many(queue, &worker->fill_chains[t->taken], ahead);
+    t->taken += popped > 0 ? (uint32_t)popped : 0;
+    return popped > 0;
 }
 
 /*
@@ -34,12 +48,12 @@ static bool fill(struct vipsec_worker *worker, struct vipsec_queue *queue, struc
     const uint32_t header_size = worker->port->config.header_size;
     const uint64_t total = (uint64_t)header_size + ready->len;
     const uint32_t most = port_has(worker->port, FEATURE_MRG_RXBUF) ? queue->size : 1;
-    const struct vipsec_chain *chains = &t->chains[t->used];
     uint64_t room = 0;
     uint32_t count = 0;
-    while (room < total && count < most && take(queue, t, t->used + count, ahead)) {
-        room += chains[count++].writable_len;
+    while (room < total && count < most && take(worker, queue, t, count + 1, ahead)) {
+        room += worker->fill_chains[t->used + count++].writable_len;
     }
+    const struct vipsec_chain *chains = &worker->fill_chains[t->used];
     if (room < total || chains[0].writable_len < header_size) {
         return false;
     }
@@ -57,18 +71,15 @@ static bool fill(struct vipsec_worker *worker, struct vipsec_queue *queue, struc
 
 /* A run of frames; how many had no buffer. Inside a guard frame. */
 static uint32_t fill_run(struct vipsec_worker *worker, struct vipsec_queue *queue, struct rx_ready *run, uint32_t count) {
-    struct taken t = {.chains = worker->fill_chains};
+    struct taken t = {0, 0};
     uint32_t without = 0;
     for (uint32_t i = 0; i < count; i++) {
         without += !fill(worker, queue, &t, &run[i], count - i);
     }
     while (t.taken > t.used) {
-        ring_unpop_last(queue, &t.chains[--t.taken]);
+        ring_unpop_last(queue, &worker->fill_chains[--t.taken]);
     }
-    if (t.used != 0) {
-        ring_push_many(queue, t.chains, worker->fill_written, t.used);
-        worker->notify = ring_should_notify(queue);
-    }
+    show(worker, queue, &t);
     return queue->fault == VIPSEC_FAULT_NONE ? without : 0; /* a broken queue is no lack of buffers */
 }
 

@@ -474,6 +474,20 @@ def test_buffers_taken_before_a_fault_leave() -> None:
     assert bench.wire == [ether(udp(1)), ether(udp(2))]
 
 
+@pytest.mark.parametrize("size", [BUFFER, 40])
+def test_frames_received_before_a_fault_reach_the_guest(size: int) -> None:
+    """Be it that they were taken for one buffer each, or for two."""
+    bench = Bench()
+    bench.policy(BYPASS)
+    frame = ether(udp())
+    each = -(-(bench.header.size + len(frame)) // size)
+    bench.post(0, 2 * each + 1, size)
+    bench.break_ring(0, 2 * each)
+    bench.worker.receive([frame, frame, frame])
+    assert fault_of(bench, 0) is Fault.ADDRESS
+    assert [received for _, received in bench.taken()] == [frame, frame]
+
+
 def test_a_budget_is_kept_and_what_is_left_comes_next() -> None:
     bench = Bench()
     bench.policy(BYPASS)
