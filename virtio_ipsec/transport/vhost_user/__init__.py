@@ -1,0 +1,1 @@
+"""The vhost-user protocol: its messages, the socket that carries them, and both ends of it."""
