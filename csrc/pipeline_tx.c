@@ -67,7 +67,7 @@ static void flush(struct vipsec_worker *worker) {
     worker_count(&worker->counters.tx_sealed, sealed);
     if (frames != 0) {
         sa_reader_exit(port->table, worker->reader);
-        port->calls.uplink(port->calls.user, worker->frames, frames);
+        worker->uplink(worker->uplink_user, worker->frames, frames);
         sa_reader_enter(port->table, worker->reader);
     }
 }
@@ -312,27 +312,42 @@ static void work_off(struct vipsec_worker *worker, const struct tx_raw *raw, uin
     }
 }
 
-size_t vipsec_worker_transmit(struct vipsec_worker *worker, uint32_t pair, size_t budget) {
+/* One batch; how many buffers it had. */
+static uint32_t transmit_some(struct vipsec_worker *worker, struct vipsec_queue *queue, uint32_t pair, size_t budget) {
     struct vipsec_port *port = worker->port;
-    struct vipsec_queue *queue = pair < port->config.pairs ? port->tx[pair] : NULL;
-    size_t done = 0;
-    worker_begin(worker);
-    while (queue != NULL && done < budget) {
-        const uint32_t most = budget - done < PORT_BATCH ? (uint32_t)(budget - done) : PORT_BATCH;
-        const uint32_t count = fetch_guarded(worker, queue, pair, most);
-        if (count == 0) {
-            break;
-        }
+    const uint32_t count = fetch_guarded(worker, queue, pair, budget < PORT_BATCH ? (uint32_t)budget : PORT_BATCH);
+    if (count != 0) {
         sa_reader_enter(port->table, worker->reader);
         for (uint32_t i = 0; i < count; i++) {
             work_off(worker, &worker->raw[i], pair);
         }
         flush(worker);
         sa_reader_exit(port->table, worker->reader);
+    }
+    return count;
+}
+
+size_t vipsec_worker_poll(struct vipsec_worker *worker, uint32_t pair, size_t budget, uint32_t idle) {
+    struct vipsec_port *port = worker->port;
+    struct vipsec_queue *const queue = pair < port->config.pairs ? port->tx[pair] : NULL;
+    size_t done = 0;
+    uint32_t empty = 0;
+    worker_begin(worker);
+    /* A punted packet's way may lead to a reset, which takes the queue away. */
+    while (queue != NULL && queue == port->tx[pair] && done < budget) {
+        const uint32_t count = transmit_some(worker, queue, pair, budget - done);
         done += count;
-        if (queue != port->tx[pair]) {
-            break; /* a punted packet's way led to a reset */
+        if (count != 0) {
+            empty = 0;
+        } else if (empty++ >= idle || queue->fault != VIPSEC_FAULT_NONE) {
+            break;
+        } else {
+            spin_pause();
         }
     }
     return done;
+}
+
+size_t vipsec_worker_transmit(struct vipsec_worker *worker, uint32_t pair, size_t budget) {
+    return vipsec_worker_poll(worker, pair, budget, 0);
 }

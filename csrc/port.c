@@ -104,6 +104,7 @@ struct vipsec_worker *vipsec_worker_new(struct vipsec_port *port) {
     }
     memset(worker, 0, sizeof *worker);
     worker->port = port;
+    vipsec_worker_set_uplink(worker, NULL, NULL);
     worker->arena = aligned_alloc(64, ARENA_SIZE);
     worker->segments = aligned_alloc(64, ARENA_SIZE);
     /* Pages that no frame needs are never touched. */
@@ -116,6 +117,23 @@ struct vipsec_worker *vipsec_worker_new(struct vipsec_port *port) {
         return NULL;
     }
     return worker;
+}
+
+void vipsec_worker_set_uplink(struct vipsec_worker *worker,
+                              void (*uplink)(void *user, struct vipsec_frame *frames, size_t count), void *user) {
+    const struct vipsec_port_calls *calls = &worker->port->calls;
+    worker->uplink = uplink != NULL ? uplink : calls->uplink;
+    worker->uplink_user = uplink != NULL ? user : calls->user;
+}
+
+void vipsec_uplink_null(void *user, struct vipsec_frame *frames, size_t count) {
+    (void)user;
+    (void)frames;
+    (void)count; /* the worker has counted them */
+}
+
+void vipsec_uplink_worker(void *user, struct vipsec_frame *frames, size_t count) {
+    vipsec_worker_receive(user, frames, count);
 }
 
 static void discard(uint8_t *arena) {

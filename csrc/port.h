@@ -91,6 +91,8 @@ struct rx_ready {
 
 struct vipsec_worker {
     struct vipsec_port *port;
+    void (*uplink)(void *user, struct vipsec_frame *frames, size_t count);
+    void *uplink_user;
     int reader;
     uint32_t punts_left; /* of this call */
     uint32_t raw_count, item_count, packet_count;

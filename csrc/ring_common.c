@@ -27,12 +27,12 @@ static void tell(int fd) {
     }
 }
 
-void ring_signal(const struct vipsec_queue *q) { tell(q->config.call_fd); }
+void ring_signal(const struct vipsec_queue *q) { tell(__atomic_load_n(&q->config.call_fd, __ATOMIC_RELAXED)); }
 
 int ring_break(struct vipsec_queue *q, int fault) {
     if (q->fault == 0) {
         q->fault = (uint8_t)fault;
-        tell(q->config.err_fd);
+        tell(__atomic_load_n(&q->config.err_fd, __ATOMIC_RELAXED));
     }
     return -fault;
 }

@@ -77,6 +77,11 @@ void vipsec_queue_set_log(struct vipsec_queue *q, int enabled, uint64_t used_add
     q->log_addr = used_addr;
 }
 
+void vipsec_queue_set_fds(struct vipsec_queue *q, int call_fd, int err_fd) {
+    __atomic_store_n(&q->config.call_fd, call_fd, __ATOMIC_RELAXED);
+    __atomic_store_n(&q->config.err_fd, err_fd, __ATOMIC_RELAXED);
+}
+
 int vipsec_queue_fault(const struct vipsec_queue *q) { return q->fault; }
 
 uint32_t vipsec_queue_state(const struct vipsec_queue *q) {

@@ -6,6 +6,13 @@
 #include <stdatomic.h>
 #include <stdint.h>
 
+/* Between two looks at what another thread will change. */
+static inline void spin_pause(void) {
+#ifdef __x86_64__
+    __builtin_ia32_pause();
+#endif
+}
+
 static inline void spin_lock(_Atomic uint32_t *lock) {
     unsigned spins = 0;
     while (atomic_exchange_explicit(lock, 1, memory_order_acquire) != 0) {

@@ -312,6 +312,11 @@ void vipsec_queue_free(struct vipsec_queue *queue);
 /* What broke the queue (enum vipsec_fault). A broken queue answers everything with -VIPSEC_FAULT_BROKEN. */
 int vipsec_queue_fault(const struct vipsec_queue *queue);
 
+/* Other eventfds than those of the config, -1 for none. Any thread; one that is being told at this moment may still be
+ * told through the old ones: the caller keeps them open until whoever uses the queue has come back once, or puts the new
+ * one in the old one's place with dup2. */
+void vipsec_queue_set_fds(struct vipsec_queue *queue, int call_fd, int err_fd);
+
 /* Ring position, as `state` of the config. Chains still out count as taken. */
 uint32_t vipsec_queue_state(const struct vipsec_queue *queue);
 
@@ -777,8 +782,8 @@ struct vipsec_rx_state {
  * the call only. */
 struct vipsec_port_calls {
     void *user;
-    /* Frames that leave, in order. */
-    void (*uplink)(void *user, const struct vipsec_frame *frames, size_t count);
+    /* Frames that leave, in order; theirs to overwrite. */
+    void (*uplink)(void *user, struct vipsec_frame *frames, size_t count);
     /* The driver of virtqueue `index` wants to be told; NULL when eventfds do that. */
     void (*interrupt)(void *user, uint32_t index);
     /* A transmit buffer (virtio_net_hdr and frame) that the fast path does not do. What it becomes belongs
@@ -821,9 +826,22 @@ void vipsec_port_set_foreign_sas(struct vipsec_port *port, uint32_t count);
 struct vipsec_worker *vipsec_worker_new(struct vipsec_port *port);
 void vipsec_worker_free(struct vipsec_worker *worker);
 
+/* Where this worker's frames go instead of to the port's uplink; NULL: to that again. Not while it works. Frames of
+ * punted buffers are with whoever made them. */
+void vipsec_worker_set_uplink(struct vipsec_worker *worker,
+                              void (*uplink)(void *user, struct vipsec_frame *frames, size_t count), void *user);
+
+/* Uplinks that need nobody: one that ends here, and one into another port, whose worker `user` is. That worker belongs to
+ * the same thread. */
+void vipsec_uplink_null(void *user, struct vipsec_frame *frames, size_t count);
+void vipsec_uplink_worker(void *user, struct vipsec_frame *frames, size_t count);
+
 /* Works off at most `budget` buffers of the transmit queue of `pair`. Returns how many. A queue that breaks the
  * ring rules, or whose memory vanished, has a fault afterwards; frames of buffers taken before leave. */
 size_t vipsec_worker_transmit(struct vipsec_worker *worker, uint32_t pair, size_t budget);
+
+/* The same, but looks again when the queue is empty, until it was so `idle` times running (some ten nanoseconds each). */
+size_t vipsec_worker_poll(struct vipsec_worker *worker, uint32_t pair, size_t budget, uint32_t idle);
 
 /* Frames from the wire, into receive queues. The frames are worked on in place: their octets afterwards mean
  * nothing. */

@@ -19,7 +19,7 @@ MODULE = "virtio_ipsec.fastpath._vipsec"
 
 # What C calls (fastpath/pipeline.py): the members of struct vipsec_port_calls.
 CALLBACKS = """
-extern "Python" void vipsec_python_uplink(void *, const struct vipsec_frame *, size_t);
+extern "Python" void vipsec_python_uplink(void *, struct vipsec_frame *, size_t);
 extern "Python" void vipsec_python_interrupt(void *, uint32_t);
 extern "Python" void vipsec_python_punt_tx(void *, uint32_t, const uint8_t *, size_t);
 extern "Python" void vipsec_python_punt_rx(void *, struct vipsec_worker *, const uint8_t *, size_t,

@@ -42,7 +42,7 @@ struct bench_rings {
     uint64_t bad;
 };
 
-static void on_uplink(void *user, const struct vipsec_frame *frames, size_t count) {
+static void on_uplink(void *user, struct vipsec_frame *frames, size_t count) {
     struct bench_rings *b = user;
     for (size_t i = 0; i < count; i++, b->left++) {
         b->bad += b->left >= PACKETS || frames[i].len <= ETHERNET + b->len;

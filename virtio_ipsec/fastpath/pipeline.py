@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, Protocol
 
 from virtio_ipsec.errors import ConfigError, Reason
@@ -166,24 +167,42 @@ def _raising() -> Iterator[None]:
         raise errors[0]
 
 
-class Worker:
-    """One thread's part of a port."""
+class Uplink(Enum):
+    """Where frames of a worker go that need no Python."""
 
-    def __init__(self, port: Port) -> None:
+    #: They end here; the worker's counts have them.
+    NULL = "null"
+
+
+class Worker:
+    """One thread's part of a port.
+
+    Its frames go to the owner of the port, or as ``uplink`` says: nowhere, or into another port, as frames from its
+    wire. For that the other port has a worker that this thread alone uses. What becomes of punted buffers goes to
+    the owner in either case.
+    """
+
+    def __init__(self, port: Port, uplink: Uplink | Worker | None = None) -> None:
         ffi, lib = native.extension()
         handle = lib.vipsec_worker_new(port.handle)
         if handle == ffi.NULL:
             raise ConfigError("no memory, or too many threads for one port")
         self.port = port
         self._handle = handle
+        function: Any = ffi.addressof
+        if isinstance(uplink, Worker):
+            lib.vipsec_worker_set_uplink(handle, function(lib, "vipsec_uplink_worker"), uplink._handle)
+        elif uplink is not None:
+            lib.vipsec_worker_set_uplink(handle, function(lib, "vipsec_uplink_null"), ffi.NULL)
         # It looks at port and table while it goes, which the collector of a cycle (port, owner, worker) may take first.
-        weakref.finalize(self, _free_worker, handle, port.handle, port.table)
+        weakref.finalize(self, _free_worker, handle, port.handle, port.table, uplink)
 
-    def transmit(self, pair: int, budget: int) -> int:
-        """Work off at most ``budget`` buffers of a transmit queue; how many there were."""
+    def transmit(self, pair: int, budget: int, idle: int = 0) -> int:
+        """Work off at most ``budget`` buffers of a transmit queue; how many there were. ``idle``: how often in a row
+        it may be found empty before this ends; with that a thread polls without the GIL."""
         _, lib = native.extension()
         with _raising():
-            done = lib.vipsec_worker_transmit(self._handle, pair, budget)
+            done = lib.vipsec_worker_poll(self._handle, pair, budget, idle)
         return int(done)
 
     def receive(self, frames: list[bytes]) -> None:

@@ -7,7 +7,8 @@ Python owns, and for the tests that hold both implementations to one meaning.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from virtio_ipsec.errors import MemoryAccessError
@@ -18,11 +19,14 @@ from virtio_ipsec.ring.faults import Fault, LayoutError, UsedError
 from virtio_ipsec.ring.memory import ADDRESS_LIMIT, GuestMemory
 from virtio_ipsec.wire.numbers import Feature, has
 
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
 
 class FastMemory:
     """The regions of a :class:`GuestMemory` as csrc/ sees them; made once for each by :func:`fast_memory`."""
 
-    __slots__ = ("_buffers", "handle")
+    __slots__ = ("_buffers", "_inflight", "_log", "handle")
 
     def __init__(self, memory: GuestMemory) -> None:
         ffi, lib = native.extension()
@@ -36,12 +40,47 @@ class FastMemory:
             raise MemoryAccessError("csrc/ cannot take these regions")
         #: ``struct vipsec_memory *``, valid as long as this object.
         self.handle = ffi.gc(handle, lib.vipsec_memory_free)
+        #: What C points at besides the regions.
+        self._log: Any = None
+        self._inflight: Any = None
+
+    def set_log(self, log: WriteableBuffer | None) -> None:
+        """The dirty log (one bit for each 4 KiB of guest addresses) that stores are noted in from now on, except those
+        into rings: see :meth:`FastDeviceQueue.set_log`. No queue over the memory may be at work meanwhile."""
+        _, lib = native.extension()
+        view = _writable(log)
+        lib.vipsec_memory_set_log(self.handle, *view)
+        self._log = view
+
+    def set_inflight(self, mapping: WriteableBuffer | None) -> None:
+        """What the inflight regions of queues lie in (:attr:`QueueOptions.inflight`). Queues that have a region in the
+        mapping before this one must be gone."""
+        _, lib = native.extension()
+        view = _writable(mapping)
+        lib.vipsec_memory_set_inflight(self.handle, *view)
+        self._inflight = view
 
     @property
     def failed(self) -> bool:
         """Whether a mapping lost its backing while csrc/ worked on it."""
         _, lib = native.extension()
         return bool(lib.vipsec_memory_failed(self.handle))
+
+
+def _writable(buffer: WriteableBuffer | None) -> tuple[Any, int]:
+    """The buffer as C sees it, and its size. It cannot be resized or closed while the former is alive."""
+    ffi, _ = native.extension()
+    if buffer is None:
+        return ffi.NULL, 0
+    view: Any = ffi.from_buffer("uint8_t[]", buffer, require_writable=True)
+    return view, len(view)
+
+
+def inflight_size(size: int, features: int) -> int:
+    """Octets of the inflight region of one queue of ``size`` entries; a multiple of 64."""
+    _, lib = native.extension()
+    packed = lib.VIPSEC_QUEUE_PACKED if has(features, Feature.F_RING_PACKED) else 0
+    return int(lib.vipsec_inflight_size(size, packed))
 
 
 _memories: WeakKeyDictionary[GuestMemory, FastMemory] = WeakKeyDictionary()
@@ -55,6 +94,20 @@ def fast_memory(memory: GuestMemory) -> FastMemory:
     return made
 
 
+@dataclass(frozen=True, slots=True)
+class QueueOptions:
+    """How a queue begins, and who is told of what it does. The file descriptors stay the caller's."""
+
+    #: Non-blocking eventfd of used buffer notifications; C tells it by itself.
+    call_fd: int | None = None
+    #: The same, told once when the queue breaks.
+    err_fd: int | None = None
+    #: Ring position to go on at, as :meth:`DeviceQueue.state` gives it; None: a new queue.
+    state: int | None = None
+    #: Where the queue's region lies in the inflight mapping of its memory (:meth:`FastMemory.set_inflight`).
+    inflight: int | None = None
+
+
 class FastDeviceQueue(DeviceQueue):
     """Device side of a split or packed virtqueue in C.
 
@@ -62,8 +115,18 @@ class FastDeviceQueue(DeviceQueue):
     memory whose backing vanishes breaks the queue (:attr:`Fault.MEMORY`) instead of ending the process.
     """
 
-    def __init__(self, memory: GuestMemory, layout: QueueLayout, features: int = 0) -> None:
+    def __init__(
+        self,
+        memory: GuestMemory,
+        layout: QueueLayout,
+        features: int = 0,
+        options: QueueOptions = QueueOptions(),
+    ) -> None:
         self._fast = fast_memory(memory)
+        self._options = options
+        self._begin: tuple[int | None, int | None] = (options.state, options.inflight)
+        #: Buffers that an earlier owner of the ring had taken and not marked used: they are popped again first.
+        self.recovered = 0
         _, lib = native.extension()
         flags = (
             (Feature.F_RING_PACKED, lib.VIPSEC_QUEUE_PACKED),
@@ -86,36 +149,67 @@ class FastDeviceQueue(DeviceQueue):
         return self.broken or bool(lib.vipsec_queue_fault(self._handle))
 
     def reset(self, layout: QueueLayout | None = None) -> None:
-        self._start(layout or self._layout, 0, 0)
+        (state, inflight), self._begin = self._begin, (None, None)
+        self._start(layout or self._layout, state)
+        if inflight is not None:
+            self._recover(inflight)
 
     def restore(self, state: int) -> None:
-        if not 0 <= state < 1 << 32:
-            raise LayoutError(Fault.INDEX, f"ring position {state:#x}")
-        _, lib = native.extension()
-        self._start(self._layout, lib.VIPSEC_QUEUE_RESUME, state)
+        self._start(self._layout, state)
 
-    def _start(self, layout: QueueLayout, resume: int, state: int) -> None:
+    def set_fds(self, call_fd: int | None, err_fd: int | None) -> None:
+        """Other eventfds; see ``vipsec_queue_set_fds`` for when the old ones may be closed."""
+        _, lib = native.extension()
+        self._options = replace(self._options, call_fd=call_fd, err_fd=err_fd)
+        lib.vipsec_queue_set_fds(self._handle, *_numbers(self._options))
+
+    def set_log(self, used: int | None) -> None:
+        """Note stores into the rings in the memory's dirty log: ``used`` is where the device area counts as lying
+        (vhost-user's ``log_guest_addr``); None: no longer. Ends with :meth:`reset` and :meth:`restore`."""
+        _, lib = native.extension()
+        lib.vipsec_queue_set_log(self._handle, used is not None, used or 0)
+
+    def notify(self) -> bool:
+        """:meth:`should_notify`, and tell ``call_fd`` if so."""
+        self._refuse_when_broken()
+        _, lib = native.extension()
+        return bool(self._checked(lib.vipsec_queue_notify(self._handle)))
+
+    def _start(self, layout: QueueLayout, state: int | None) -> None:
         ffi, lib = native.extension()
+        if state is not None and not 0 <= state < 1 << 32:
+            raise LayoutError(Fault.INDEX, f"ring position {state:#x}")
         places = (layout.desc, layout.driver, layout.device)
         if not 0 < layout.size <= 0xFFFFFFFF:
             raise LayoutError(Fault.SIZE, f"queue size {layout.size}")
         if not all(0 <= address < ADDRESS_LIMIT for address in places):
             raise LayoutError(Fault.PLACEMENT, f"{layout} leaves the 64-bit address space")
         config: Any = ffi.new("struct vipsec_queue_config *")
-        config.size, config.flags, config.state = layout.size, self._flags | resume, state
+        resume = 0 if state is None else lib.VIPSEC_QUEUE_RESUME
+        config.size, config.flags, config.state = layout.size, self._flags | resume, state or 0
         config.desc, config.driver, config.device = places
-        config.call_fd = config.err_fd = -1
+        config.call_fd, config.err_fd = _numbers(self._options)
         fault: Any = ffi.new("int *")
         handle = lib.vipsec_queue_new(self._fast.handle, config, fault)
         if handle == ffi.NULL:
             if fault[0] == 0:
                 raise MemoryError
-            raise LayoutError(_kind(fault[0]), f"{layout}, position {state:#x}")
-        self._handle = ffi.gc(handle, lib.vipsec_queue_free)
+            raise LayoutError(_kind(fault[0]), f"{layout}, position {state or 0:#x}")
+        fast = self._fast
+        self._handle = ffi.gc(handle, lambda queue: _free_queue(queue, fast))
         self._layout = layout
         self._fault = None
         #: What is out, by head: the chain handed out and its C twin.
         self._taken: dict[int, tuple[Chain, Any]] = {}
+
+    def _recover(self, inflight: int) -> None:
+        _, lib = native.extension()
+        answer = lib.vipsec_queue_inflight_new(self._handle, inflight)
+        if answer == -lib.VIPSEC_FAULT_COUNT:
+            raise MemoryError
+        if answer < 0:
+            raise LayoutError(_kind(-answer), f"inflight region at {inflight:#x}")
+        self.recovered = answer
 
     def pop(self) -> Chain | None:
         self._refuse_when_broken()
@@ -190,6 +284,17 @@ class FastDeviceQueue(DeviceQueue):
         if answer < 0:
             self._break(_kind(-answer), "found by csrc/")
         return answer
+
+
+def _free_queue(queue: Any, _memory: FastMemory) -> None:
+    """The memory goes after its queues, whoever is the last to hold the handle of one."""
+    _, lib = native.extension()
+    lib.vipsec_queue_free(queue)
+
+
+def _numbers(options: QueueOptions) -> tuple[int, int]:
+    """The eventfds as C has them."""
+    return tuple(-1 if fd is None else fd for fd in (options.call_fd, options.err_fd))  # type: ignore[return-value]
 
 
 def _segments(segments: Any, first: int, count: int) -> tuple[Segment, ...]:

@@ -47,7 +47,7 @@ static uint8_t *buffer_of(uint32_t ring, uint32_t number) {
 }
 static uint64_t address_of(const uint8_t *at) { return BASE + (uint64_t)(at - guest); }
 
-static void uplink(void *user, const struct vipsec_frame *frames, size_t count) {
+static void uplink(void *user, struct vipsec_frame *frames, size_t count) {
     (void)user;
     for (size_t i = 0; i < count; i++) {
         const struct vipsec_frame *frame = &frames[i];

@@ -77,7 +77,7 @@ static void spoil(void) {
 
 /* ---- what the port calls ---- */
 
-static void uplink(void *user, const struct vipsec_frame *frames, size_t count) {
+static void uplink(void *user, struct vipsec_frame *frames, size_t count) {
     (void)user;
     for (size_t i = 0; i < count; i++) {
         const struct vipsec_frame *frame = &frames[i];
