@@ -139,8 +139,8 @@ INLINE int plan(struct sealing *s, const struct sa *sa, const struct vipsec_pack
 INLINE int take(const struct sealing *s, const struct sa *sa, struct sa_live *live, struct vipsec_packet *packet) {
     const uint64_t last = (s->flags & SA_ESN) != 0 ? UINT64_MAX : UINT32_MAX;
     const uint64_t used = sa_get(&live->sequence);
-    if (used >= last) {
-        return VIPSEC_REASON_SEQUENCE_OVERFLOW;
+    if (used >= last || used >= sa_get(&live->ceiling)) {
+        return used >= last ? VIPSEC_REASON_SEQUENCE_OVERFLOW : VIPSEC_REASON_HELD;
     }
     sa_set(&live->sequence, used + 1);
     sa_count(live, s->plain_len);

@@ -29,6 +29,7 @@ static const char *const names[VIPSEC_REASON_COUNT] = {
     [VIPSEC_REASON_QUEUE_DISABLED] = "queue_disabled",
     [VIPSEC_REASON_POLICY] = "policy",
     [VIPSEC_REASON_OVERLOAD] = "overload",
+    [VIPSEC_REASON_HELD] = "held",
 };
 
 const char *vipsec_reason_name(int reason) {

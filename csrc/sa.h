@@ -42,7 +42,10 @@ struct sa_live {
     uint64_t iv_base;                 /* outbound */
     struct replay_ring *_Atomic ring; /* inbound: &small, or allocated */
     struct replay_ring small;
-    uint64_t small_words[SA_SMALL_WINDOW / 64];
+    union {
+        uint64_t small_words[SA_SMALL_WINDOW / 64]; /* inbound */
+        _Atomic uint64_t ceiling;                   /* outbound: the last number that may be used for now */
+    };
 };
 
 struct sa {

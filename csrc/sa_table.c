@@ -297,6 +297,9 @@ static int add(struct vipsec_sa_table *table, uint32_t id, const struct vipsec_s
     atomic_store(&slot->live.sequence, config->first_sequence - 1);
     replay_copy(ring, inbound ? config->replay_window : 0, NULL, config->first_sequence - 1);
     atomic_store(&slot->live.ring, ring);
+    if (!inbound) {
+        sa_set(&slot->live.ceiling, UINT64_MAX);
+    }
     slot->live.iv_base = config->iv_base;
     slot->live.id = id;
     make_version(slot, 0, config);
@@ -390,6 +393,18 @@ static int read_state(struct vipsec_sa_table *table, int direction, uint32_t id,
     return VIPSEC_SA_OK;
 }
 
+static int set_ceiling(struct vipsec_sa_table *table, uint32_t id, uint64_t ceiling) {
+    struct sa *sa = living(table, VIPSEC_OUTBOUND, id);
+    if (sa == NULL) {
+        return VIPSEC_SA_MISSING;
+    }
+    struct sa_live *live = sa_live_of(sa);
+    sa_lock(live);
+    sa_set(&live->ceiling, ceiling);
+    sa_unlock(live);
+    return VIPSEC_SA_OK;
+}
+
 int vipsec_sa_add(struct vipsec_sa_table *table, uint32_t id, const struct vipsec_sa_config *config) {
     if (id >= VIPSEC_SA_MAX || !acceptable(config)) {
         return VIPSEC_SA_REFUSED;
@@ -420,6 +435,13 @@ int vipsec_sa_remove(struct vipsec_sa_table *table, int direction, uint32_t id) 
 int vipsec_sa_read(struct vipsec_sa_table *table, int direction, uint32_t id, struct vipsec_sa_state *state) {
     pthread_mutex_lock(&table->writer->lock);
     const int result = read_state(table, direction, id, state);
+    pthread_mutex_unlock(&table->writer->lock);
+    return result;
+}
+
+int vipsec_sa_set_ceiling(struct vipsec_sa_table *table, uint32_t id, uint64_t ceiling) {
+    pthread_mutex_lock(&table->writer->lock);
+    const int result = set_ceiling(table, id, ceiling);
     pthread_mutex_unlock(&table->writer->lock);
     return result;
 }

@@ -133,6 +133,7 @@ enum vipsec_reason {
     VIPSEC_REASON_QUEUE_DISABLED,
     VIPSEC_REASON_POLICY,
     VIPSEC_REASON_OVERLOAD,
+    VIPSEC_REASON_HELD,
     VIPSEC_REASON_COUNT
 };
 
@@ -541,7 +542,7 @@ struct vipsec_sa_config {
     uint64_t iv_base;        /* outbound: the explicit IV is iv_base + sequence number */
 };
 
-/* What an SA has done, at one moment. 248 bytes. */
+/* What an SA has done, at one moment. 256 bytes. */
 struct vipsec_sa_state {
     uint64_t sequence; /* outbound: the number used last; inbound: the highest one that was authenticated */
     uint64_t packets;  /* that passed every check */
@@ -571,6 +572,10 @@ int vipsec_sa_modify(struct vipsec_sa_table *table, int direction, uint32_t id, 
 int vipsec_sa_remove(struct vipsec_sa_table *table, int direction, uint32_t id);
 
 int vipsec_sa_read(struct vipsec_sa_table *table, int direction, uint32_t id, struct vipsec_sa_state *state);
+
+/* Outbound: packets that would need a sequence number above `ceiling` are VIPSEC_REASON_HELD from now on, exactly. An SA
+ * begins without a ceiling: UINT64_MAX. */
+int vipsec_sa_set_ceiling(struct vipsec_sa_table *table, uint32_t id, uint64_t ceiling);
 
 /* Each thread that processes packets has a reader of its own: 0..VIPSEC_MAX_READERS - 1, or -1 when all are taken. */
 int vipsec_reader_register(struct vipsec_sa_table *table);

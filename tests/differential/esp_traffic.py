@@ -353,10 +353,21 @@ class Rivalry:
         pair.update(changed(self.draw, pair.slow.params))
         pair.compare()
 
+    def hold(self) -> None:
+        """A ceiling some packets ahead, or behind; or away with it."""
+        slow, fast = (pair := self.draw.choice(self.senders)).slow, pair.fast
+        assert isinstance(slow, OutboundSa)
+        assert isinstance(fast, FastOutboundSa)
+        ceiling = self.draw.choice((2**64 - 1, 2**64 - 1, slow.sequence + self.draw.randrange(20), 0))
+        slow.set_ceiling(ceiling)
+        fast.set_ceiling(ceiling)
+
     def step(self) -> None:
         """One batch outbound, one inbound; now and then something changes."""
         if self.draw.random() < 0.25:
             self.modify()
+        if self.draw.random() < 0.2:
+            self.hold()
         if self.draw.random() < 0.05:
             self.replace()
         count = self.draw.choice((1, 2, 7, 40, 64, 65, 130))

@@ -14,7 +14,7 @@ each_engine = pytest.mark.parametrize("name", gcm.engine_names())
 
 SHAPES = (Reason.FRAGMENT, Reason.MALFORMED, Reason.NOT_IP)
 OUTBOUND = (*SHAPES, Reason.UNKNOWN_SA, Reason.TTL_EXPIRED, Reason.TOO_BIG, Reason.HARD_LIFETIME,
-            Reason.SEQUENCE_OVERFLOW, None)  # fmt: skip
+            Reason.SEQUENCE_OVERFLOW, Reason.HELD, None)  # fmt: skip
 INBOUND = (*SHAPES, Reason.UNKNOWN_SA, Reason.NOT_IPSEC, Reason.REPLAY, Reason.BAD_ICV, Reason.BAD_PADDING,
            Reason.BAD_NEXT_HEADER, Reason.BAD_INNER, Reason.DUMMY, Reason.CONGESTION, Reason.HARD_LIFETIME,
            None)  # fmt: skip

@@ -80,6 +80,19 @@ def test_the_same_packets_and_numbers_as_the_python_sas(table: FastSaTable) -> N
     assert not sender.stats
 
 
+def test_no_number_above_the_ceiling_is_used_until_it_is_raised(table: FastSaTable) -> None:
+    sender, receiver = pair(table)
+    sender.set_ceiling(1)
+    receiver.unprotect(sender.protect(INNER))
+    assert refusal(lambda: sender.protect(INNER)) is Reason.HELD
+    assert (sender.sequence, sender.packets, sender.stats) == (1, 1, {Reason.HELD: 1})
+    sender.set_ceiling(2)
+    receiver.unprotect(sender.protect(INNER))
+    assert receiver.top == 2
+    sender.wipe()
+    sender.set_ceiling(3)  # of nothing
+
+
 def test_a_wrong_icv_is_an_integrity_error(table: FastSaTable) -> None:
     sender, receiver = pair(table)
     with pytest.raises(IntegrityError):

@@ -241,6 +241,17 @@ def test_outbound_stops_behind_the_last_sequence_number(mode: IpsecMode, options
 
 
 @pytest.mark.parametrize("mode", list(IpsecMode))
+def test_no_number_above_the_ceiling_is_used_until_it_is_raised(mode: IpsecMode) -> None:
+    sender, receiver = pair(mode)
+    sender.set_ceiling(1)
+    assert inbound(receiver, outbound(sender, ipv4(UDP))).sequence == 1
+    assert refusal(outbound, sender, ipv4(UDP)) is Reason.HELD
+    assert (sender.sequence, sender.packets) == (1, 1)
+    sender.set_ceiling(2)
+    assert inbound(receiver, outbound(sender, ipv4(UDP))).sequence == 2
+
+
+@pytest.mark.parametrize("mode", list(IpsecMode))
 def test_esn_goes_over_the_32_bit_border_in_disorder(mode: IpsecMode) -> None:
     sender, receiver = pair(mode, options=ESN, esn=2**32 - 3)
     packets = [outbound(sender, ipv4(UDP)) for _ in range(6)]

@@ -226,6 +226,12 @@ class FastOutboundSa(_FastSa):
         """The number used last."""
         return int(self._state().sequence)
 
+    def set_ceiling(self, ceiling: int) -> None:
+        """:meth:`virtio_ipsec.ipsec.sa.OutboundSa.set_ceiling`."""
+        _, lib = native.extension()
+        if self._final is None:
+            lib.vipsec_sa_set_ceiling(self.table.handle, self.ident, ceiling)
+
     def protect(self, packet: bytes, mtu: int | None = None) -> bytes:
         """Protect one IP packet: :func:`virtio_ipsec.ipsec.process.outbound`."""
         if self._final is not None:

@@ -63,7 +63,7 @@ def outbound(sa: OutboundSa, packet: bytes, mtu: int | None = None) -> bytes:
 
     ``mtu``: octets that the result may have if nobody on its way may fragment it (IPv6, Don't Fragment).
     PacketError: NOT_IP, MALFORMED, FRAGMENT (transport mode), TTL_EXPIRED, TOO_BIG, HARD_LIFETIME,
-    SEQUENCE_OVERFLOW. A refused packet takes no sequence number and no part of the lifetime.
+    SEQUENCE_OVERFLOW, HELD. A refused packet takes no sequence number and no part of the lifetime.
     """
     try:
         return _outbound(sa, packet, mtu)

@@ -106,6 +106,7 @@ class OutboundSa(_Sa):
         super().__init__(params)
         self.sequence = params.first_sequence - 1
         self._last = _LAST_64 if params.esn else _LAST_32
+        self._ceiling = _LAST_64
         self._rng = rng
         self._iv_base = int.from_bytes(rng(8)) if params.suite.counter_iv else 0
         self._header: TunnelHeader | None = None
@@ -119,11 +120,18 @@ class OutboundSa(_Sa):
         return self._header
 
     def next_sequence(self) -> int:
-        """Take the next number; PacketError SEQUENCE_OVERFLOW behind the last one (RFC 4303 3.3.3)."""
+        """Take the next number; PacketError SEQUENCE_OVERFLOW behind the last one (RFC 4303 3.3.3), HELD behind
+        the ceiling."""
         if self.sequence >= self._last:
             raise PacketError(Reason.SEQUENCE_OVERFLOW, "the sequence numbers of the SA are used up")
+        if self.sequence >= self._ceiling:
+            raise PacketError(Reason.HELD, "higher sequence numbers of the SA may not be used yet")
         self.sequence += 1
         return self.sequence
+
+    def set_ceiling(self, ceiling: int) -> None:
+        """From now on no sequence number above ``ceiling`` is used; packets that would need one are HELD."""
+        self._ceiling = ceiling
 
     def iv(self, sequence: int) -> bytes:
         """IV of a packet: base + sequence number where it must not repeat, else random (E70)."""
