@@ -82,8 +82,8 @@ def test_flows_keep_their_order_and_name_outbound_sas() -> None:
     )
     config = parse(text)
     assert [flow.action for flow in config.flows] == [Action.PROTECT, Action.DROP, Action.BYPASS]
-    assert config.flows[0].selector.protocol == 17
-    assert config.flows[1].selector.protocol == 89
+    assert config.flows[0].selectors[0].protocol == 17
+    assert config.flows[1].selectors[0].protocol == 89
     assert config.outbound(1) is config.sas[0]
 
 
@@ -110,7 +110,7 @@ def test_the_rfc_dialect_has_a_first_sequence_number_and_no_lifetimes() -> None:
 
 BAD = {
     "not TOML": ("[[sa", "not TOML"),
-    "unknown top": ("port = 1", "file: port is not known"),
+    "unknown top": ("port = 1", "file: port must be a table"),
     "sa no table": ("sa = 1", r"written as \[\[sa\]\]"),
     "unknown field": (sa(colour="1"), "sa 1: colour is not known"),
     "no spi": (sa(spi=None), "sa 1: spi is missing"),

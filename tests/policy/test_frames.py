@@ -8,8 +8,9 @@ from scapy.layers.inet6 import IPv6, IPv6ExtHdrFragment
 from scapy.layers.l2 import ARP, Dot1Q, Ether
 
 from virtio_ipsec.policy.config import parse
-from virtio_ipsec.policy.flows import Action, Flow, Selector, first_match
+from virtio_ipsec.policy.flows import Action, Flow, first_match
 from virtio_ipsec.policy.frames import Gateway
+from virtio_ipsec.policy.selectors import Selector
 
 SAS = """
 [[sa]]
@@ -112,7 +113,10 @@ def test_an_unknown_spi_passes_untouched(gateway: Gateway) -> None:
 
 
 def test_a_fragment_matches_no_selector_with_ports() -> None:
-    flows = [Flow(Selector(protocol=17, dport=53), Action.DROP), Flow(Selector(protocol=17), Action.BYPASS)]
+    flows = [
+        Flow(Action.DROP, (Selector(protocol=17, remote_ports=(53, 53)),)),
+        Flow(Action.BYPASS, (Selector(protocol=17),)),
+    ]
     whole = IP(src="10.0.0.1", dst="10.0.0.2") / UDP(sport=1, dport=53)
     fragment = IP(src="10.0.0.1", dst="10.0.0.2", flags="MF") / UDP(sport=1, dport=53)
     six = IPv6(src="fd00::1", dst="fd00::2") / IPv6ExtHdrFragment(m=1, nh=17) / UDP(sport=1, dport=53)
@@ -123,6 +127,6 @@ def test_a_fragment_matches_no_selector_with_ports() -> None:
 
 
 def test_networks_of_the_other_family_do_not_match() -> None:
-    flow = next(f for f in parse(SAS).flows if f.sa == 1 and f.selector.protocol is None)
+    flow = next(f for f in parse(SAS).flows if f.sa == 1 and f.selectors[0].protocol is None)
     packet = bytes(IP(src="10.0.0.1", dst="10.0.0.2") / ICMP())
     assert first_match([flow], packet) is None

@@ -9,17 +9,15 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from virtio_ipsec.crypto.algorithms import Protocol
 from virtio_ipsec.errors import PacketError
 from virtio_ipsec.ipsec.process import find_spi, inbound, outbound
-from virtio_ipsec.ipsec.sa import InboundSa, OutboundSa, SaParams
+from virtio_ipsec.ipsec.sa import InboundSa, OutboundSa
 from virtio_ipsec.policy.config import Config
 from virtio_ipsec.policy.flows import Action, first_match
 
 ETHERTYPE_VERSIONS = {0x0800: 4, 0x86DD: 6}
 VERSION_ETHERTYPES = {version: ethertype for ethertype, version in ETHERTYPE_VERSIONS.items()}
 TAGS = frozenset({0x8100, 0x88A8, 0x9100})
-PROTOCOL_NUMBERS = {Protocol.ESP: 50, Protocol.AH: 51}
 ETHERNET_HEADER = 14
 
 _Treatment = Callable[[bytes], tuple[bytes | None, str]]
@@ -57,11 +55,10 @@ class Gateway:
         self._outbound: dict[int, OutboundSa] = {}
         self._inbound: dict[tuple[int, int], InboundSa] = {}
         for spec in config.sas:
-            params = SaParams.from_wire(spec.sa, config.dialect)
             if spec.outbound:
-                self._outbound[spec.id] = OutboundSa(params, rng)
+                self._outbound[spec.id] = OutboundSa(spec.params, rng)
             else:
-                self._inbound[PROTOCOL_NUMBERS[spec.suite.protocol], spec.sa.spi] = InboundSa(params)
+                self._inbound[spec.params.protocol, spec.sa.spi] = InboundSa(spec.params)
         self.counts: Counter[str] = Counter()
 
     def seal(self, frame: bytes, *, raw_ip: bool = False) -> Outcome:

@@ -21,7 +21,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from virtio_ipsec.errors import ConfigError, PacketError, Reason
 from virtio_ipsec.ipsec.ip import DESTINATION_OPTIONS, FRAGMENT, HOP_BY_HOP, IPV6_HEADER_LEN, ROUTING, parse
-from virtio_ipsec.policy.flows import Action
+from virtio_ipsec.policy.actions import Action
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
