@@ -44,6 +44,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what to test (default: %(default)s; loopback:python and loopback:c choose its engine)",
     )
     parser.add_argument(
+        "--wire",
+        metavar="URI",
+        help="the far end of the device's wire, as an uplink of `serve`: afpacket:IF, unix:PATH, udp:LOCAL,REMOTE ...",
+    )
+    parser.add_argument(
         "--dialect", default="virtio-1.4", choices=list(DIALECTS), help="default: %(default)s"
     )
     parser.add_argument("--list", action="store_true", help="list the selected cases and run nothing")
@@ -74,7 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.list:
         return _list(cases, arguments.dialect, arguments.json)
     text = sys.stdout if "-" not in (arguments.json, arguments.markdown) else sys.stderr
-    with open_target(arguments.device, DIALECTS[arguments.dialect]) as target:
+    with open_target(arguments.device, DIALECTS[arguments.dialect], arguments.wire) as target:
         progress = _Progress(verbose=arguments.verbose)
         report = run_suite(target, cases, seed=arguments.seed, progress=progress)
         progress.finish()

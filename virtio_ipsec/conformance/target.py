@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import entry_points
-from typing import Protocol
+from typing import Protocol, cast
 
 from virtio_ipsec.driver.link import Link
-from virtio_ipsec.errors import ConfigError
+from virtio_ipsec.errors import ConfigError, VirtioIpsecError
 from virtio_ipsec.transport.targets import loopback
+from virtio_ipsec.transport.uplink import open_uplink
+from virtio_ipsec.transport.wire import Wired
 from virtio_ipsec.wire.dialect import Dialect
 
 #: Installed packages add targets under this group: name -> callable(argument, dialect) -> Target.
@@ -68,15 +70,28 @@ def factories() -> dict[str, Factory]:
 
 
 @contextmanager
-def open_target(uri: str, dialect: Dialect) -> Iterator[Target]:
-    """Open ``NAME`` or ``NAME:ARGUMENT`` and close it afterwards. Raises ConfigError for an unknown name and
-    whatever TransportError the target raises when it cannot be reached."""
+def open_target(uri: str, dialect: Dialect, wire: str | None = None) -> Iterator[Target]:
+    """Open ``NAME`` or ``NAME:ARGUMENT`` and close it afterwards; ``wire`` is the uplink URI of the far end of the
+    device's wire. Raises ConfigError for an unknown name, and for a wire where there is one already; and whatever
+    TransportError the target raises when it cannot be reached."""
     name, _, argument = uri.partition(":")
     known = factories()
     if name not in known:
         raise ConfigError(f"no target is called {name!r}; known: {', '.join(sorted(known))}")
     target = known[name](argument, dialect)
+    if wire is not None:
+        target = _with_wire(target, wire)
     try:
         yield target
     finally:
         target.close()
+
+
+def _with_wire(target: Target, uri: str) -> Target:
+    try:
+        if target.has_wire:
+            raise ConfigError(f"target {target.name} has a wire of its own: leave --wire out")
+        return cast(Target, Wired(target, open_uplink(uri)))
+    except VirtioIpsecError:
+        target.close()
+        raise
