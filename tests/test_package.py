@@ -52,7 +52,15 @@ def run_verb(unpacked: Path, cwd: Path, *words: str) -> str:
 
 def test_the_data_folders_are_in_the_wheel(unpacked: Path) -> None:
     package = unpacked / "virtio_ipsec"
-    for name in ("py.typed", "spec/clauses.json", "spec/layouts.json", "spec/ambiguities.md", "frames/frames.pcap"):
+    for name in (
+        "py.typed",
+        "spec/clauses.json",
+        "spec/layouts.json",
+        "spec/ambiguities.md",
+        "spec/report.schema.json",
+        "conformance/reports/page.js",
+        "frames/frames.pcap",
+    ):
         assert (package / name).is_file(), name
 
 

@@ -11,7 +11,8 @@ import pytest
 from virtio_ipsec.conformance.admin import demand
 from virtio_ipsec.conformance.bench import Bench
 from virtio_ipsec.conformance.case import Case, load_cases
-from virtio_ipsec.conformance.report import to_json, to_markdown
+from virtio_ipsec.conformance.reports.master import to_json
+from virtio_ipsec.conformance.reports.text import to_markdown
 from virtio_ipsec.conformance.result import CaseResult, Report
 from virtio_ipsec.conformance.runner import SANITY, run, run_case, select
 from virtio_ipsec.conformance.sas import enable, install, make

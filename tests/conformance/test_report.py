@@ -11,7 +11,8 @@ from virtio_ipsec.cli.main import main
 from virtio_ipsec.conformance import runner
 from virtio_ipsec.conformance.bench import Bench
 from virtio_ipsec.conformance.case import Case
-from virtio_ipsec.conformance.report import SCHEMA, coverage, explain, headline, to_json, to_markdown
+from virtio_ipsec.conformance.reports.master import SCHEMA, to_json
+from virtio_ipsec.conformance.reports.text import coverage, explain, headline, to_markdown
 from virtio_ipsec.conformance.result import Report
 from virtio_ipsec.conformance.target import open_target
 from virtio_ipsec.conformance.verdict import Unsupported, Verdict, Wedged

@@ -12,7 +12,7 @@ from virtio_ipsec.transport.pcap import Interface, Packet, create_capture
 FRAME = bytes.fromhex("020000000002 020000000001 88b5") + bytes(46)
 
 
-@pytest.mark.interop
+@pytest.mark.interop("capinfos")
 @pytest.mark.parametrize("form", ["pcap", "pcapng"])
 def test_capinfos_accepts_our_files(tmp_path: Path, form: str) -> None:
     path = tmp_path / f"a.{form}"

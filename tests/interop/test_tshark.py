@@ -10,9 +10,18 @@ import pytest
 
 from virtio_ipsec.cli.main import main
 
-pytestmark = pytest.mark.interop
+pytestmark = pytest.mark.interop("tshark")
 
-FIELDS = ("ip.proto", "esp.spi", "esp.icv_good", "esp.icv_bad", "ah.spi", "ah.sequence", "udp.dstport", "tcp.dstport")
+FIELDS = (
+    "ip.proto",
+    "esp.spi",
+    "esp.icv_good",
+    "esp.icv_bad",
+    "ah.spi",
+    "ah.sequence",
+    "udp.dstport",
+    "tcp.dstport",
+)
 WIRE = 1  # number of the interface "wire" in the capture
 
 
@@ -30,7 +39,16 @@ def rows(demo: Path) -> list[dict[str, str]]:
     for line in (demo / "demo.esp_sa").read_text().splitlines():
         if not line.startswith("#"):
             options += ["-o", f"uat:esp_sa:{line}"]
-    command = ["tshark", "-n", "-r", str(demo / "demo.pcapng"), "-Y", f"frame.interface_id == {WIRE}", "-T", "fields"]
+    command = [
+        "tshark",
+        "-n",
+        "-r",
+        str(demo / "demo.pcapng"),
+        "-Y",
+        f"frame.interface_id == {WIRE}",
+        "-T",
+        "fields",
+    ]
     for name in FIELDS:
         command += ["-e", name]
     done = subprocess.run([*command, *options], check=True, capture_output=True, text=True)

@@ -11,7 +11,7 @@ import pytest
 
 from virtio_ipsec.cli.main import main
 from virtio_ipsec.conformance import target as targets
-from virtio_ipsec.conformance.report import to_json
+from virtio_ipsec.conformance.reports.master import to_json
 from virtio_ipsec.conformance.runner import run, select
 from virtio_ipsec.conformance.target import open_target
 from virtio_ipsec.device.config import DeviceConfig
@@ -116,7 +116,10 @@ def test_a_frame_that_the_wire_does_not_take_is_an_error(made: list[Bare], tmp_p
 def test_wires_that_cannot_be_are_refused_and_nothing_stays_open(made: list[Bare], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="has a wire of its own"), open_target("loopback", V14, "null"):
         pass
-    with pytest.raises(ConfigError, match="no uplink is called"), open_target(f"bare:unix:{tmp_path}/w", V14, "x"):
+    with (
+        pytest.raises(ConfigError, match="no uplink is called"),
+        open_target(f"bare:unix:{tmp_path}/w", V14, "x"),
+    ):
         pass
     assert len(made) == 1
 

@@ -3,10 +3,16 @@
 Exit code 0: at least one case ran and no MUST failed. 1: a MUST failed, could not be judged, or the device
 hung. 2: usage, or nothing selected. 3: the target cannot be reached.
 
+`conformance show REPORT.json` makes the other formats from a report of an earlier run; `conformance diff A.json
+B.json` shows what changed between two runs and exits with 1 when a case fails that did not fail before.
+
 examples:
   virtio-ipsec conformance
-  virtio-ipsec conformance --only 'NET-IPSEC-*' --json report.json --markdown report.md
+  virtio-ipsec conformance --only 'NET-IPSEC-*' --json report.json --html report.html
+  virtio-ipsec conformance --target nic.toml --junit report.xml --jobs 2
   virtio-ipsec conformance --dialect rfc-2025-01 --list
+  virtio-ipsec conformance show report.json --html report.html
+  virtio-ipsec conformance diff firmware-1.json firmware-2.json
 """
 
 from __future__ import annotations
@@ -14,34 +20,56 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import TextIO
 
 from virtio_ipsec.cli.exits import DONE, FINDING
+from virtio_ipsec.conformance import bed, supervisor
 from virtio_ipsec.conformance.case import Case
-from virtio_ipsec.conformance.report import (
+from virtio_ipsec.conformance.reports import diff, master
+from virtio_ipsec.conformance.reports.junit import to_junit
+from virtio_ipsec.conformance.reports.page import to_html
+from virtio_ipsec.conformance.reports.text import (
+    badge,
     coverage,
     coverage_line,
     explain,
     headline,
-    to_json,
     to_markdown,
 )
 from virtio_ipsec.conformance.result import CaseResult, Report
-from virtio_ipsec.conformance.runner import run as run_suite
 from virtio_ipsec.conformance.runner import select
-from virtio_ipsec.conformance.target import open_target
 from virtio_ipsec.conformance.verdict import Verdict
 from virtio_ipsec.errors import ConfigError
 from virtio_ipsec.wire.dialect import DIALECTS
+
+
+def _json(report: Report) -> str:
+    return json.dumps(master.to_json(report), indent=1) + "\n"
+
+
+#: Option -> (what it writes, what makes it of a report).
+FORMATS: dict[str, tuple[str, Callable[[Report], str]]] = {
+    "json": ("the report as JSON", _json),
+    "html": ("a self-contained page", to_html),
+    "junit": ("JUnit XML for a build server", to_junit),
+    "markdown": ("a summary as Markdown", to_markdown),
+    "badge": ("one line of JSON for a badge", badge),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments."""
     parser.add_argument(
         "--device",
-        default="loopback",
         metavar="TARGET",
-        help="what to test (default: %(default)s; loopback:python and loopback:c choose its engine)",
+        help="what to test (default: loopback; loopback:python and loopback:c choose its engine)",
+    )
+    parser.add_argument(
+        "--target", metavar="FILE", help="a file that names the device, its test bed and its deviations"
     )
     parser.add_argument(
         "--wire",
@@ -59,9 +87,43 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--exclude", action="append", default=[], metavar="PATTERN", help="leave these out; repeatable"
     )
     parser.add_argument("--seed", type=int, default=0, help="order of the cases and choice of test data")
-    parser.add_argument("--json", metavar="FILE", help="write the report as JSON ('-': standard output)")
-    parser.add_argument("--markdown", metavar="FILE", help="write a summary as Markdown")
+    parser.add_argument(
+        "--jobs", type=_positive(int), default=1, metavar="N", help="open the device N times (default: once)"
+    )
+    parser.add_argument(
+        "--limit",
+        type=_positive(float),
+        default=supervisor.LIMIT,
+        metavar="SECONDS",
+        help="a case that takes longer is WEDGED (default: %(default)g)",
+    )
+    _add_formats(parser)
     parser.add_argument("--verbose", action="store_true", help="print every case")
+    actions = parser.add_subparsers(dest="action", metavar="[show|diff]")
+    show = actions.add_parser("show", help="other formats of an earlier report", allow_abbrev=False)
+    show.add_argument("report", type=Path, metavar="REPORT.json")
+    _add_formats(show)
+    show.set_defaults(run=_show)
+    changes = actions.add_parser("diff", help="what changed between two runs", allow_abbrev=False)
+    changes.add_argument("before", type=Path, metavar="A.json")
+    changes.add_argument("after", type=Path, metavar="B.json")
+    changes.add_argument("--json", metavar="FILE", help="write the changes as JSON ('-': standard output)")
+    changes.set_defaults(run=_diff)
+
+
+def _add_formats(parser: argparse.ArgumentParser) -> None:
+    for name, (what, _) in FORMATS.items():
+        parser.add_argument(f"--{name}", metavar="FILE", help=f"write {what} ('-': standard output)")
+
+
+def _positive(kind: type[int] | type[float]) -> Callable[[str], int | float]:
+    def convert(text: str) -> int | float:
+        value = kind(text)
+        if not 0 < value < 1e9:
+            raise argparse.ArgumentTypeError("must be more than 0")
+        return value
+
+    return convert
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -71,24 +133,71 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError(
             f"no case matches in dialect {arguments.dialect}; see virtio-ipsec conformance --list"
         )
-    if arguments.json == arguments.markdown == "-":
-        raise ConfigError("--json and --markdown cannot both be standard output")
-    for name in (arguments.json, arguments.markdown):
-        if name not in (None, "-"):
-            Path(name).open("a").close()  # better now than after the run
+    files = _files(arguments)
     if arguments.list:
         return _list(cases, arguments.dialect, arguments.json)
-    text = sys.stdout if "-" not in (arguments.json, arguments.markdown) else sys.stderr
-    with open_target(arguments.device, DIALECTS[arguments.dialect], arguments.wire) as target:
-        progress = _Progress(verbose=arguments.verbose)
-        report = run_suite(target, cases, seed=arguments.seed, progress=progress)
+    setting = _bed(arguments)
+    progress = _Progress(verbose=arguments.verbose)
+    plan = supervisor.Plan(
+        open=partial(bed.open_bed, setting, DIALECTS[arguments.dialect]),
+        cases=cases,
+        seed=arguments.seed,
+        jobs=arguments.jobs,
+        limit=arguments.limit,
+        reopen=setting.reset,
+        deviations=setting.deviations,
+    )
+    try:
+        report = supervisor.run(plan, progress)
+    finally:
         progress.finish()
-    if arguments.json:
-        _write(arguments.json, json.dumps(to_json(report), indent=1) + "\n")
-    if arguments.markdown:
-        _write(arguments.markdown, to_markdown(report))
+    text = _write_all(report, files)
     print(_summary(report, partial=bool(arguments.only or arguments.exclude)), file=text)
     return DONE if report.passed else FINDING
+
+
+def _bed(arguments: argparse.Namespace) -> bed.Bed:
+    """What the target file says, and what the options say instead."""
+    setting = bed.read(Path(arguments.target)) if arguments.target else bed.Bed()
+    if arguments.device is not None:
+        setting = replace(setting, device=arguments.device)
+    if arguments.wire is not None:
+        setting = replace(setting, wire=arguments.wire)
+    return setting
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    files = _files(arguments)
+    report = master.read(arguments.report)
+    print(_summary(report, partial=False), file=_write_all(report, files))
+    return DONE if report.passed else FINDING
+
+
+def _diff(arguments: argparse.Namespace) -> int:
+    found = diff.difference(master.read(arguments.before), master.read(arguments.after))
+    if arguments.json:
+        _write(arguments.json, json.dumps(diff.to_json(found), indent=1) + "\n")
+    if arguments.json != "-":
+        print(diff.to_text(found), end="")
+    return FINDING if found.regressed else DONE
+
+
+def _files(arguments: argparse.Namespace) -> dict[str, str]:
+    """Format -> file, of those asked for. Opens each: better now than after the run."""
+    files = {name: getattr(arguments, name) for name in FORMATS if getattr(arguments, name)}
+    if list(files.values()).count("-") > 1:
+        raise ConfigError("only one format can be standard output")
+    for name in files.values():
+        if name != "-":
+            Path(name).open("a").close()
+    return files
+
+
+def _write_all(report: Report, files: dict[str, str]) -> TextIO:
+    """Write the formats; where the summary goes: beside a report on standard output nothing else may stand there."""
+    for name, file in files.items():
+        _write(file, FORMATS[name][1](report))
+    return sys.stderr if "-" in files.values() else sys.stdout
 
 
 def _list(cases: tuple[Case, ...], dialect: str, json_name: str | None) -> int:
@@ -134,9 +243,17 @@ def _summary(report: Report, *, partial: bool) -> str:
     lines = []
     for result in report.cases:
         if result.verdict not in {Verdict.PASS, Verdict.UNSUPPORTED}:
-            lines += [*explain(result), ""]
+            lines += explain(result)
+            if (deviation := report.deviation(result.id, *result.clauses)) is not None:
+                lines.append(f"  declared deviation: {deviation.reason}")
+            lines.append("")
     unsupported = [result for result in report.cases if result.verdict is Verdict.UNSUPPORTED]
     lines += [f"UNSUPPORTED {result.id}: {result.reason}" for result in unsupported]
+    lines += [
+        f"deviation {d.names} was declared and not found: strike it from the list"
+        for d in report.deviations
+        if not d.seen and not partial
+    ]
     if not partial:
         lines += ["", "judged clauses by group:"]
         for group, counts in coverage(report):
@@ -152,4 +269,4 @@ def _write(name: str, text: str) -> None:
     if name == "-":
         sys.stdout.write(text)
     else:
-        Path(name).write_text(text, encoding="utf-8")
+        Path(name).write_text(text, encoding="utf-8", errors="backslashreplace")

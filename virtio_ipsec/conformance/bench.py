@@ -12,6 +12,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, TypeVar
 
 from virtio_ipsec.conformance.admin import AdminBench
+from virtio_ipsec.conformance.hexdiff import hex_diff
 from virtio_ipsec.conformance.packets import PacketBench
 from virtio_ipsec.conformance.queues import Queues
 from virtio_ipsec.conformance.result import Check, failing_verdict
@@ -170,6 +171,12 @@ class Bench:
         """Like :meth:`check`, but ends the case when it does not hold: nothing after it would mean anything."""
         if not self.check(clause_id, holds, expected, seen):
             raise CheckFailed(expected)
+
+    def same(self, wanted: bytes, found: bytes) -> bool:
+        """Whether a packet is the wanted one; where not, the difference becomes evidence."""
+        if wanted != found:
+            self.trace.add("difference", "wanted (-), found (+)", hex_diff(wanted, found))
+        return wanted == found
 
     def reading(self, entry: str, text: str) -> None:
         """Note which admitted reading of ledger ``entry`` the device follows."""

@@ -65,6 +65,16 @@ class Identity:
 
 
 @dataclass(frozen=True, slots=True)
+class Deviation:
+    """A case or clause (``names``) that the vendor says is not met, and why. It changes no verdict. ``seen``: whether
+    the run found it so; one that was not seen ought to be struck from the list."""
+
+    names: str
+    reason: str
+    seen: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """A whole run; every output format is made from this."""
 
@@ -74,6 +84,11 @@ class Report:
     cases: tuple[CaseResult, ...]
     clauses: tuple[ClauseResult, ...]
     seconds: float
+    deviations: tuple[Deviation, ...] = ()
+
+    def deviation(self, *names: str) -> Deviation | None:
+        """The declared deviation that bears one of these names of cases and clauses."""
+        return next((d for d in self.deviations if d.names in names), None)
 
     def count(self, verdict: Verdict) -> int:
         """How many cases ended so."""

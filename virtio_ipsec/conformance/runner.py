@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from random import Random
 from time import perf_counter
@@ -12,18 +13,22 @@ from virtio_ipsec.conformance.bench import Bench
 from virtio_ipsec.conformance.case import NEEDS, Case, load_cases
 from virtio_ipsec.conformance.result import (
     CaseResult,
+    Deviation,
     Identity,
     Report,
     case_verdict,
     clause_verdicts,
 )
 from virtio_ipsec.conformance.target import Target
-from virtio_ipsec.conformance.verdict import CheckFailed, Unsupported, Verdict, Wedged
+from virtio_ipsec.conformance.verdict import FATAL, CheckFailed, Unsupported, Verdict, Wedged
 from virtio_ipsec.errors import VirtioIpsecError
 from virtio_ipsec.specification import load_clauses
 
 #: Runs first and last: a device that cannot do this would make every other verdict meaningless.
 SANITY = "sanity-start"
+
+#: What a declared deviation may be about.
+NOT_MET = FATAL | {Verdict.WARN, Verdict.UNSUPPORTED}
 
 Progress = Callable[[int, int, CaseResult], None]
 
@@ -98,6 +103,56 @@ def run_case(
     )
 
 
+def order_of(cases: Iterable[Case], seed: int) -> list[Case]:
+    """The order drawn from ``seed``, between two sanity runs."""
+    order = [case for case in cases if case.id != SANITY]
+    Random(seed).shuffle(order)
+    sanity = [case for case in cases if case.id == SANITY]
+    return [*sanity, *order, *sanity]
+
+
+def identity_of(target: Target) -> Identity:
+    """Who is tested. Resets the device."""
+    target.reset()
+    return Identity(
+        target=target.name,
+        dialect=target.dialect.name,
+        wire=target.has_wire,
+        features=target.device_features(),
+        details=dict(target.details),
+    )
+
+
+def report_of(
+    identity: Identity,
+    results: Iterable[CaseResult],
+    *,
+    seed: int,
+    seconds: float,
+    deviations: tuple[Deviation, ...] = (),
+) -> Report:
+    """The report of a run: of two results of one case the graver one, and the verdict of every clause."""
+    found: dict[str, CaseResult] = {}
+    for result in results:
+        earlier = found.get(result.id)
+        if earlier is None or earlier.verdict is Verdict.PASS:
+            found[result.id] = result
+    cases = tuple(found[name] for name in sorted(found))
+    clauses = tuple(c for c in load_clauses() if identity.dialect in c.dialects)
+    judged = clause_verdicts(clauses, cases)
+    bad = {case.id for case in cases if case.verdict in NOT_MET}
+    bad |= {result.clause.id for result in judged if result.verdict in NOT_MET}
+    return Report(
+        identity=identity,
+        version=__version__,
+        seed=seed,
+        cases=cases,
+        clauses=judged,
+        seconds=seconds,
+        deviations=tuple(replace(d, seen=d.names in bad) for d in deviations),
+    )
+
+
 def run(
     target: Target,
     cases: tuple[Case, ...],
@@ -108,37 +163,14 @@ def run(
 ) -> Report:
     """Run ``cases`` in an order drawn from ``seed`` and judge every clause of the target's dialect.
 
-    ``thin`` takes samples of long sweeps, for targets that are slow and for the matrix of mutants.
+    ``thin`` takes samples of long sweeps, for targets that are slow and for the matrix of mutants. All happens in
+    this process: a target that never returns is never left (`supervisor` leaves it).
     """
     begin = perf_counter()
-    order = [case for case in cases if case.id != SANITY]
-    Random(seed).shuffle(order)
-    sanity = [case for case in cases if case.id == SANITY]
-    order = [*sanity, *order, *sanity]
-    found: dict[str, CaseResult] = {}
+    order = order_of(cases, seed)
+    results = []
     known: dict[str, bool] = {}
     for number, case in enumerate(order, 1):
-        result = run_case(case, target, seed, known, thin=thin)
-        earlier = found.get(case.id)
-        # The closing sanity run replaces the opening one only when it is worse.
-        if earlier is None or earlier.verdict is Verdict.PASS:
-            found[case.id] = result
-        progress(number, len(order), result)
-    results = tuple(found[name] for name in sorted(found))
-    dialect = target.dialect.name
-    clauses = tuple(c for c in load_clauses() if dialect in c.dialects)
-    target.reset()
-    return Report(
-        identity=Identity(
-            target=target.name,
-            dialect=dialect,
-            wire=target.has_wire,
-            features=target.device_features(),
-            details=dict(target.details),
-        ),
-        version=__version__,
-        seed=seed,
-        cases=results,
-        clauses=clause_verdicts(clauses, results),
-        seconds=perf_counter() - begin,
-    )
+        results.append(run_case(case, target, seed, known, thin=thin))
+        progress(number, len(order), results[-1])
+    return report_of(identity_of(target), results, seed=seed, seconds=perf_counter() - begin)

@@ -15,7 +15,7 @@ KEPT = 24
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One exchange. ``kind`` is "admin", "transmit", "wire-out", "inject", "receive" or "note"; ``lines``
+    """One exchange. ``kind`` is "admin", "transmit", "wire-out", "inject", "receive", "difference" or "note"; ``lines``
     are ready to print, key and salt bytes masked."""
 
     kind: str

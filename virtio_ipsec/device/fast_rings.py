@@ -167,4 +167,3 @@ def port_config(context: DataPlaneContext) -> PortConfig:
         resource_id_at=places.get("ipsec_resource_hdr.resource_id"),
         resource_type_at=places.get("ipsec_resource_hdr.resource_type"),
     )
-

@@ -178,6 +178,5 @@ class _Lib(Protocol):
     def vipsec_worker_deliver(self, worker: Any, pair: int, buffer: bytes, len: int) -> None: ...
     def vipsec_worker_read(self, worker: Any, counters: Any) -> None: ...
 
-
 ffi: FFI
 lib: _Lib

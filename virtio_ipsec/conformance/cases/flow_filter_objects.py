@@ -242,7 +242,9 @@ def change_in_use(bench: Bench) -> None:
     for type, data in ((GROUP, other), (CLASSIFIER, FF_CLASSIFIER.build(FfClassifier((MATCH[0].selector,))))):
         if modifies:
             reply = bench.admin.modify(type, 0, data)
-            bench.check("RO-DEV-04", reply.status == AdminStatus.EBUSY, f"{type.name}: MODIFY is EBUSY", reply)
+            bench.check(
+                "RO-DEV-04", reply.status == AdminStatus.EBUSY, f"{type.name}: MODIFY is EBUSY", reply
+            )
         reply = bench.admin.destroy(type, 0)
         bench.check("RO-DEV-04", reply.status == AdminStatus.EBUSY, f"{type.name}: DESTROY is EBUSY", reply)
     if not modifies:

@@ -57,7 +57,7 @@ def option_esn(bench: Bench) -> None:
         sa = path.outbound(mode=mode, options=IpsecOption.ESN)
         left = _one(path, sa, packet, "INF-21", mode.name)
         opened = try_open(sa, left)
-        good = isinstance(opened, Inbound) and opened.packet == packet
+        good = isinstance(opened, Inbound) and bench.same(packet, opened.packet)
         bench.check("INF-21", good, f"{mode.name}: the peer with ESN opens what leaves", opened)
         plain = path.peer_with(sa, options=0)
         bench.check(
@@ -100,7 +100,7 @@ def option_udp_encapsulation(bench: Bench) -> None:
         right = checksum == 0 if version == 4 else not frames.checksum(pseudo + left[at:])
         bench.check("INF-22", right, f"IPv{version}: UDP checksum zero over IPv4, right over IPv6", checksum)
         opened = try_open(sa, left)
-        good = isinstance(opened, Inbound) and opened.packet == packet
+        good = isinstance(opened, Inbound) and bench.same(packet, opened.packet)
         bench.check("INF-22", good, f"IPv{version}: the peer opens what leaves", opened)
     sa = path.outbound(options=IpsecOption.UDP_ENCAP)
     ports = struct.unpack_from("!HH", _one(path, sa, packet, "INF-22", "with ports of zero"), 20)
@@ -152,7 +152,7 @@ def option_dscp(bench: Bench) -> None:
             what = f"outer DSCP of IPv{left[0] >> 4} {'with' if option else 'without'} the option is {wanted}"
             bench.check("INF-23", _tos(left) >> 2 == wanted, what, _tos(left) >> 2)
             opened = try_open(sa, left)
-            kept = isinstance(opened, Inbound) and opened.packet == packet
+            kept = isinstance(opened, Inbound) and bench.same(packet, opened.packet)
             bench.check("INF-23", kept, "the inner packet is unchanged", opened)
 
 

@@ -35,10 +35,9 @@ def _in(bench: Bench, packet: bytes) -> bytes:
 def _leaves_unchanged(bench: Bench, clauses: tuple[str, ...], header: NetHdr, what: str) -> None:
     frame = _out(bench)
     left = bench.packets.transmit(frame, header)
+    good = len(left) == 1 and bench.same(frame, left[0])
     for clause in clauses:
-        bench.check(
-            clause, left == [frame], f"{what}: the frame leaves as it is", [f.hex()[:160] for f in left]
-        )
+        bench.check(clause, good, f"{what}: the frame leaves as it is", f"{len(left)} frames")
 
 
 def _if_offered(bench: Bench, *features: Feature) -> tuple[Feature, ...]:
@@ -110,7 +109,7 @@ def _seals(path: DataPath, clauses: tuple[str, ...], what: str, offset: int) -> 
     packet = frames.packet(path.bench.octets(40))
     left = path.bench.packets.transmit(path.frame(packet), path.header(sa.id, outer_nh_offset=offset))
     opened = [try_open(sa, ip_of(frame)) for frame in left]
-    good = len(opened) == 1 and isinstance(opened[0], Inbound) and opened[0].packet == packet
+    good = len(opened) == 1 and isinstance(opened[0], Inbound) and path.bench.same(packet, opened[0].packet)
     for clause in clauses:
         path.bench.check(clause, good, f"{what}: the packet leaves sealed", opened)
 
@@ -208,7 +207,7 @@ def rx_plain_header(bench: Bench) -> None:
         bench.packets.post()
         for kind, frame in _kinds(bench).items():
             came = bench.packets.receive(frame)
-            whole = len(came) == 1 and came[0].frame == frame
+            whole = len(came) == 1 and bench.same(frame, came[0].frame)
             bench.require(
                 "NET-RX-DEV-05",
                 whole,
@@ -296,7 +295,8 @@ def rx_single_buffer(bench: Bench) -> None:
     bench.packets.post(count=3)
     frame = _in(bench, frames.packet(bench.octets(900)))
     came = bench.packets.receive(frame)
-    bench.require("NET-RXB-DEV-02", [r.frame for r in came] == [frame], "a packet is in one buffer", came)
+    whole = len(came) == 1 and bench.same(frame, came[0].frame)
+    bench.require("NET-RXB-DEV-02", whole, "a packet is in one buffer", came)
     number = came[0].header.num_buffers
     bench.check("NET-RX-DEV-01", number == 1, "num_buffers is 1", number)
     bench.start(without=(Feature.NET_F_MRG_RXBUF,))

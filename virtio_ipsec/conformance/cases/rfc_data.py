@@ -32,7 +32,7 @@ def resource_header(bench: Bench) -> None:
         header = bytes((8,)) + bytes(19) + sa.id.to_bytes(4, "little") + OUTBOUND.to_bytes(2, "little")
         packet = frames.packet(bench.octets(40))
         opened = [try_open(sa, ip_of(f)) for f in bench.packets.transmit(path.frame(packet), header)]
-        good = len(opened) == 1 and isinstance(opened[0], Inbound) and opened[0].packet == packet
+        good = len(opened) == 1 and isinstance(opened[0], Inbound) and bench.same(packet, opened[0].packet)
         bench.check("RFC-02", good, f"{reports} hash reports the SA is found by octets 20 to 25", opened)
         came = path.receive(inbound.peer.seal(packet))
         head = came[0].buffers[0].content[:26] if came else b""

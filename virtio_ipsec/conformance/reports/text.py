@@ -1,71 +1,21 @@
-"""The JSON report, which is the master, and the texts made from a run: Markdown and console lines."""
+"""The texts made from a run: console lines and Markdown."""
 
 from __future__ import annotations
 
+import json
+import re
 from collections import Counter
-from typing import Any
 
-from virtio_ipsec.conformance.result import CaseResult, ClauseResult, Report
+from virtio_ipsec.conformance.result import CaseResult, Report
 from virtio_ipsec.conformance.verdict import Verdict
 
-SCHEMA = "virtio-ipsec/report/1"
+#: Characters that neither XML 1.0 nor HTML can hold.
+_FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
-def to_json(report: Report) -> dict[str, Any]:
-    """The report as JSON values. Holds no key or salt byte: events were masked when they were recorded."""
-    identity = report.identity
-    return {
-        "schema": SCHEMA,
-        "generator": {"name": "virtio-ipsec", "version": report.version},
-        "target": {
-            "name": identity.target,
-            "dialect": identity.dialect,
-            "wire": identity.wire,
-            "device_features": f"{identity.features:#034x}",
-            "details": identity.details,
-        },
-        "seed": report.seed,
-        "seconds": round(report.seconds, 3),
-        "passed": report.passed,
-        "summary": {verdict.value: report.count(verdict) for verdict in Verdict},
-        "cases": [_case(result) for result in report.cases],
-        "clauses": [_clause(result) for result in report.clauses],
-    }
-
-
-def _case(result: CaseResult) -> dict[str, Any]:
-    return {
-        "id": result.id,
-        "title": result.title,
-        "clauses": list(result.clauses),
-        "verdict": result.verdict.value,
-        "reason": result.reason,
-        "seconds": round(result.seconds, 4),
-        "checks": [
-            {"clause": c.clause, "verdict": c.verdict.value, "expected": c.expected, "seen": c.seen}
-            for c in result.checks
-        ],
-        "readings": dict(result.readings),
-        "events": [
-            {"kind": event.kind, "summary": event.summary, "lines": list(event.lines)}
-            for event in result.events
-        ],
-    }
-
-
-def _clause(result: ClauseResult) -> dict[str, Any]:
-    clause = result.clause
-    return {
-        "id": clause.id,
-        "group": clause.group,
-        "role": clause.role,
-        "level": clause.level,
-        "text": clause.text,
-        "source": f"{clause.file}:{','.join(map(str, clause.lines))}" if clause.lines else clause.file,
-        "verdict": result.verdict.value,
-        "cases": list(result.cases),
-        "reason": result.reason,
-    }
+def printable(text: str) -> str:
+    """Text from a device, with a mark in place of what cannot be printed."""
+    return _FORBIDDEN.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def headline(report: Report) -> str:
@@ -79,9 +29,13 @@ def headline(report: Report) -> str:
     )
 
 
-def must_failures(report: Report) -> int:
-    """How many cases break a MUST (FAIL), could not be judged (ERROR) or hung the device (WEDGED)."""
-    return sum(report.count(v) for v in (Verdict.FAIL, Verdict.ERROR, Verdict.WEDGED))
+def badge(report: Report) -> str:
+    """One line of JSON in the form that badge services read from an endpoint."""
+    ran = sum(r.verdict not in {Verdict.SKIP, Verdict.UNSUPPORTED} for r in report.cases)
+    message = f"{report.count(Verdict.PASS)} of {ran} pass"
+    color = "brightgreen" if report.passed else "red"
+    label = f"virtio-net IPsec {report.identity.dialect}"
+    return json.dumps({"schemaVersion": 1, "label": label, "message": message, "color": color}) + "\n"
 
 
 #: Why no case judges a clause here, by how the clause is observed.
@@ -109,7 +63,9 @@ def coverage_line(report: Report) -> str:
     rest = ", ".join(f"{total[label]} {label}" for label in UNJUDGED.values() if total[label])
     own = sum(result.clause.group == "RFC" for result in report.clauses)
     slides = f"; {own} of them are the dialect's own, each from a slide or our choice" if own else ""
-    return f"{len(report.clauses)} clauses in dialect {report.identity.dialect}{slides}: {judged} judged; {rest}"
+    return (
+        f"{len(report.clauses)} clauses in dialect {report.identity.dialect}{slides}: {judged} judged; {rest}"
+    )
 
 
 def explain(result: CaseResult) -> list[str]:

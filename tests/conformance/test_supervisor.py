@@ -1,0 +1,177 @@
+"""A run in processes of its own: hung, dying and vanishing targets end in verdicts, never in a hung suite."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from virtio_ipsec.cli.main import main
+from virtio_ipsec.conformance import bed, runner, supervisor
+from virtio_ipsec.conformance.bench import Bench
+from virtio_ipsec.conformance.case import Case
+from virtio_ipsec.conformance.reports.master import to_json
+from virtio_ipsec.conformance.result import Report
+from virtio_ipsec.conformance.target import Target, open_target
+from virtio_ipsec.conformance.verdict import Verdict
+from virtio_ipsec.errors import ConfigError, TransportError
+from virtio_ipsec.wire.dialect import V14
+
+LOOPBACK = partial(open_target, "loopback:python", V14)
+
+
+def make(name: str, body: object) -> Case:
+    assert callable(body)
+    return Case(name, f"Title of {name}", "doc", ("ADM-DEV-05",), frozenset(), body)
+
+
+def good(bench: Bench) -> None:
+    bench.start()
+    bench.check("ADM-DEV-05", bench.admin.list_query().ok, "status OK")
+
+
+def never_ends(bench: Bench) -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    time.sleep(60)
+
+
+def kills_its_process(bench: Bench) -> None:
+    os._exit(7)
+
+
+def verdicts(report: Report) -> dict[str, tuple[Verdict, str]]:
+    return {case.id: (case.verdict, case.reason) for case in report.cases}
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_case_without_end_is_wedged_and_the_others_are_judged(jobs: int) -> None:
+    cases = [
+        make("hangs", never_ends),
+        make("dies", kills_its_process),
+        *(make(f"good{n}", good) for n in range(6)),
+    ]
+    report = supervisor.run(supervisor.Plan(LOOPBACK, cases, jobs=jobs, limit=0.7))
+    assert verdicts(report) == {
+        "hangs": (Verdict.WEDGED, "no end within 0.7 s"),
+        "dies": (Verdict.WEDGED, "its process ended with code 7"),
+        **{f"good{n}": (Verdict.PASS, "") for n in range(6)},
+    }
+    assert not report.passed
+
+
+def test_a_device_that_cannot_be_reset_ends_the_run_where_it_hangs() -> None:
+    cases = [make("dies", kills_its_process), make("good", good)]
+    seed = next(n for n in range(9) if runner.order_of(cases, n)[0].id == "dies")
+    report = supervisor.run(supervisor.Plan(LOOPBACK, cases, seed=seed, reopen=False))
+    assert verdicts(report)["good"] == (Verdict.WEDGED, "the device hung in dies and cannot be reset")
+
+
+def test_a_target_that_does_not_open_again_ends_the_run_where_it_was_lost(tmp_path: Path) -> None:
+    opened = tmp_path / "opened"
+
+    @contextmanager
+    def once() -> Iterator[Target]:
+        if opened.exists():
+            raise TransportError("nobody listens")
+        opened.touch()
+        with LOOPBACK() as target:
+            yield target
+
+    cases = [make("dies", kills_its_process), make("good", good)]
+    seed = next(n for n in range(9) if runner.order_of(cases, n)[0].id == "dies")
+    report = supervisor.run(supervisor.Plan(once, cases, seed=seed))
+    reason = "the target does not open any more: nobody listens"
+    assert verdicts(report)["good"] == (Verdict.WEDGED, reason)
+    with pytest.raises(TransportError, match="nobody listens"):
+        supervisor.run(supervisor.Plan(once, cases))
+
+
+def test_a_target_whose_opening_never_ends_cannot_be_reached() -> None:
+    @contextmanager
+    def slow() -> Iterator[Target]:
+        time.sleep(60)
+        with LOOPBACK() as target:
+            yield target
+
+    with pytest.raises(TransportError, match="does not open: no end within"):
+        supervisor.run(supervisor.Plan(slow, [make("good", good)], limit=0.3))
+
+
+def test_processes_find_what_one_process_finds() -> None:
+    cases = runner.select("virtio-1.4", ["cap*", "sanity*", "tx-*"])
+    seen: list[str] = []
+    plan = supervisor.Plan(LOOPBACK, cases, seed=5, jobs=2)
+    apart = to_json(supervisor.run(plan, lambda n, total, result: seen.append(result.id)))
+    with LOOPBACK() as target:
+        together = to_json(runner.run(target, cases, seed=5))
+    for document in (apart, together):
+        del document["seconds"]
+        for case in document["cases"]:
+            del case["seconds"]
+    assert apart == together
+    assert seen[0] == seen[-1] == runner.SANITY
+
+
+BED = """
+device = "loopback:python"
+capture = false
+patience = 1
+[details]
+vendor = "Example"
+[[deviation]]
+names = "ADM-DEV-05"
+reason = "because"
+"""
+
+
+def test_a_target_file_describes_the_bed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    setting = bed.parse(BED)
+    with bed.open_bed(setting, V14) as target:
+        assert not target.has_wire
+        assert target.patience == 1.0
+        assert target.details["vendor"] == "Example"
+        assert target.details["device"] == "Device"
+        target.reset()
+    file = tmp_path / "nic.toml"
+    file.write_text(BED)
+    assert main(["conformance", "--target", str(file), "--only", "sanity*", "--only", "ADM-DEV-05"]) == 0
+    assert main(["conformance", "--target", str(file), "--only", "tx-unknown-flags"]) == 1
+    out = capsys.readouterr().out
+    assert "UNSUPPORTED tx-unknown-flags: the test bed has no wire" in out
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("device = 5", "device must be a string"),
+        ("reset = 1", "reset must be true or false"),
+        ("color = 'red'", "'color' is not known here"),
+        ("patience = -1", "patience must be seconds"),
+        ("patience = true", "patience must be seconds"),
+        ("details = 5", "details must be a table"),
+        ("details.vendor = 5", "vendor must be a string"),
+        ("deviation = 5", r"deviation must be written as \[\[deviation\]\]"),
+        ("deviation = [5]", "deviation 1: must be"),
+        ("[[deviation]]\nnames = 'NOT-A-CLAUSE'\nreason = 'x'", "neither a clause nor a case"),
+        ("[[deviation]]\nnames = 'ADM-DEV-05'\nreason = ' '", "a reason is missing"),
+        ("[[deviation]]\nnames = 'ADM-DEV-05'\nmood = 'x'", "'mood' is not known"),
+        ("device", "not TOML"),
+    ],
+)
+def test_a_bad_target_file_is_refused_with_the_place(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        bed.parse(text)
+
+
+def test_a_target_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="No such file"):
+        bed.read(tmp_path / "none.toml")
+    (tmp_path / "latin.toml").write_bytes(b"\xff")
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        bed.read(tmp_path / "latin.toml")

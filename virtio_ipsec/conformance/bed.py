@@ -1,0 +1,154 @@
+"""The target file: which device is tested, what its test bed can do, and which deviations its vendor declares.
+
+::
+
+    device = "vhost-user:/tmp/vu.sock"
+    wire = "tap:tap0"
+    inject = true         # frames can be put on the device's wire
+    capture = true        # frames that leave can be seen
+    reset = true          # a device that hangs comes back when it is opened anew
+    patience = 2.0        # seconds to wait for an answer
+
+    [details]
+    vendor = "Example"
+    model = "NIC 1"
+    firmware = "1.2.3"
+
+    [[deviation]]
+    names = "NET-IPSEC-DEV-04"        # a clause or a case
+    reason = "SAs with ESN: firmware 1.3"
+
+A declared deviation explains a verdict and never changes it: a broken MUST stays a failure.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from virtio_ipsec.conformance.case import load_cases
+from virtio_ipsec.conformance.result import Deviation
+from virtio_ipsec.conformance.target import Target, open_target
+from virtio_ipsec.errors import ConfigError
+from virtio_ipsec.specification import load_clauses
+from virtio_ipsec.wire.dialect import Dialect
+
+_LONGEST_PATIENCE = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Bed:
+    """What a target file says."""
+
+    device: str = "loopback"
+    wire: str = ""
+    inject: bool = True
+    capture: bool = True
+    reset: bool = True
+    patience: float | None = None
+    details: Mapping[str, str] = field(default_factory=dict)
+    deviations: tuple[Deviation, ...] = ()
+
+
+def read(path: Path) -> Bed:
+    """The target file at ``path``. ConfigError says what is wrong with it, and where."""
+    try:
+        text = path.read_text("utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not UTF-8") from None
+    try:
+        return parse(text)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def parse(text: str) -> Bed:
+    """The target file whose text this is."""
+    try:
+        values: dict[str, Any] = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"not TOML: {error}") from None
+    _refuse_unknown(
+        "", values, {"device", "wire", "inject", "capture", "reset", "patience", "details", "deviation"}
+    )
+    details = _typed("", values, "details", dict, {})
+    for name in details:
+        _typed("details: ", details, name, str, "")
+    patience = values.get("patience")
+    if patience is not None and (
+        isinstance(patience, bool)
+        or not isinstance(patience, int | float)
+        or not 0 <= patience <= _LONGEST_PATIENCE
+    ):
+        raise ConfigError(f"patience must be seconds from 0 to {_LONGEST_PATIENCE:g}")
+    declared = _typed("", values, "deviation", list, [])
+    return Bed(
+        device=_typed("", values, "device", str, "loopback"),
+        wire=_typed("", values, "wire", str, ""),
+        inject=_typed("", values, "inject", bool, True),
+        capture=_typed("", values, "capture", bool, True),
+        reset=_typed("", values, "reset", bool, True),
+        patience=None if patience is None else float(patience),
+        details=details,
+        deviations=tuple(_deviation(number, entry) for number, entry in enumerate(declared, 1)),
+    )
+
+
+def _deviation(number: int, entry: Any) -> Deviation:
+    place = f"deviation {number}: "
+    if not isinstance(entry, dict):
+        raise ConfigError(f"{place}must be a [[deviation]] table")
+    _refuse_unknown(place, entry, {"names", "reason"})
+    names, reason = (_typed(place, entry, name, str, "").strip() for name in ("names", "reason"))
+    known = {case.id for case in load_cases()} | {clause.id for clause in load_clauses()}
+    if names not in known:
+        raise ConfigError(f"{place}{names[:60]!r} is neither a clause nor a case")
+    if not reason:
+        raise ConfigError(f"{place}a reason is missing")
+    return Deviation(names, reason)
+
+
+def _refuse_unknown(place: str, values: Mapping[str, Any], known: set[str]) -> None:
+    for name in values:
+        if name not in known:
+            raise ConfigError(f"{place}{name[:40]!r} is not known here; known: {', '.join(sorted(known))}")
+
+
+def _typed(place: str, values: Mapping[str, Any], name: str, kind: type, default: Any) -> Any:
+    value = values.get(name, default)
+    if not isinstance(value, kind):
+        words = {
+            str: "a string",
+            bool: "true or false",
+            dict: "a table",
+            list: "written as [[deviation]] tables",
+        }
+        raise ConfigError(f"{place}{name[:40]} must be {words[kind]}")
+    return value
+
+
+@contextmanager
+def open_bed(bed: Bed, dialect: Dialect) -> Iterator[Target]:
+    """The target, as the bed limits and describes it. ConfigError and TransportError as :func:`open_target`."""
+    with open_target(bed.device, dialect, bed.wire or None) as target:
+        yield cast(Target, _Limited(target, bed))
+
+
+class _Limited:
+    """A target as its bed describes it: everything it does not say is the target's own."""
+
+    def __init__(self, target: Target, bed: Bed) -> None:
+        self._target = target
+        self._bed = bed
+        self.has_wire = target.has_wire and bed.inject and bed.capture
+        self.patience = target.patience if bed.patience is None else bed.patience
+        self.details = {**target.details, **bed.details}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._target, name)

@@ -1,0 +1,1 @@
+"""What is made of a run: the JSON master and, from it, console lines, Markdown, JUnit XML and a page."""
