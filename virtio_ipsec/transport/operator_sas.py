@@ -1,0 +1,39 @@
+"""The SAs of an operator's port: in C what C does, in Python the rest. One record each, whichever path a packet takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from virtio_ipsec.device.engines import AnyInboundSa, AnyOutboundSa, protect, unprotect
+from virtio_ipsec.device.fast import FastPath
+from virtio_ipsec.ipsec.params import SaParams
+from virtio_ipsec.ipsec.process import Inbound, IpsecHeader
+from virtio_ipsec.ipsec.sa import InboundSa, OutboundSa
+
+
+class PortSas:
+    """Makes them in the tables of ``fast``, which the port's device uses too; None: all in Python."""
+
+    def __init__(self, fast: FastPath | None, rng: Callable[[int], bytes]) -> None:
+        self._fast = fast
+        self._rng = rng
+
+    def outbound(self, id: int, params: SaParams) -> AnyOutboundSa:
+        """A new SA for packets that leave."""
+        if self._fast is not None and self._fast.takes(id, params):
+            return self._fast.outbound(id, params, self._rng)
+        return OutboundSa(params, self._rng)
+
+    def inbound(self, id: int, params: SaParams) -> AnyInboundSa:
+        """A new SA for packets that arrive."""
+        if self._fast is not None and self._fast.takes(id, params):
+            return self._fast.inbound(id, params)
+        return InboundSa(params)
+
+    def protect(self, sa: AnyOutboundSa, packet: bytes, mtu: int) -> bytes:
+        """:func:`virtio_ipsec.ipsec.process.outbound`, with the same refusals."""
+        return protect(sa, packet, mtu)
+
+    def unprotect(self, sa: AnyInboundSa, packet: bytes, found: IpsecHeader) -> Inbound:
+        """:func:`virtio_ipsec.ipsec.process.inbound`, with the same refusals."""
+        return unprotect(sa, packet, found)
