@@ -47,13 +47,13 @@ def test_the_file_says_it_all() -> None:
 
 
 def test_the_command_line_stands_above_the_file_of_one_port() -> None:
-    (plan,) = plan_ports(parse_ports(OPERATOR), socket="/tmp/s", uplink="null")
-    assert (plan.socket, plan.uplink) == ("/tmp/s", "null")
+    (plan,) = plan_ports(parse_ports(OPERATOR), socket="/run/s", uplink="null")
+    assert (plan.socket, plan.uplink) == ("/run/s", "null")
 
 
 def test_an_operators_port_never_offers_ipsec_to_the_driver() -> None:
     (operator,) = plan_ports(parse_ports(OPERATOR))
-    (guest,) = plan_ports(None, socket="/tmp/s", uplink="null")
+    (guest,) = plan_ports(None, socket="/run/s", uplink="null")
     for bit in (Feature.F_ADMIN_VQ, Feature.NET_F_IPSEC, Feature.NET_F_OUT_NET_HEADER):
         assert not has(operator.device_config().offered_features, bit)
         assert has(guest.device_config().offered_features, bit)

@@ -58,7 +58,9 @@ def _read(name: str, interpret: Callable[[str, ReadKey], T], *, private: bool) -
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from None
     if private and is_open and _holds_keys(tomllib.loads(text)):
-        raise ConfigError(f"{name}: holds keys, and other users may read or write it: chmod 600, or use key_file")
+        raise ConfigError(
+            f"{name}: holds keys, and other users may read or write it: chmod 600, or use key_file"
+        )
     return found
 
 

@@ -1,4 +1,4 @@
-"""The SAs of an operator's port: in C what C does, in Python the rest. One record each, whichever path a packet takes."""
+"""The SAs of an operator's port: in C what C does, else in Python; one record each, whichever path a packet takes."""
 
 from __future__ import annotations
 

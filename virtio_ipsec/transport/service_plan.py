@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from virtio_ipsec.device.config import DeviceConfig
 from virtio_ipsec.device.features import IMPLEMENTED
@@ -15,6 +15,8 @@ from virtio_ipsec.wire.numbers import Feature, mask
 
 #: What makes IPsec the driver's business; never offered where the operator controls.
 _DRIVERS_IPSEC = mask(Feature.F_ADMIN_VQ, Feature.NET_F_IPSEC, Feature.NET_F_OUT_NET_HEADER)
+#: Descriptors that a queue may have: what QEMU and DPDK allow at most.
+QUEUE_SIZE = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,19 +36,14 @@ class PortPlan:
 
     def device_config(self) -> DeviceConfig:
         """The device that stands behind the socket. ConfigError when there can be none."""
-        settings = {"mac": self.spec.guest_mac} if self.spec.guest_mac else {}
-        return DeviceConfig(
+        config = DeviceConfig(
             dialect=self.config.dialect,
             features=IMPLEMENTED & ~_DRIVERS_IPSEC if self.by_operator else IMPLEMENTED,
             mtu=self.spec.mtu,
             max_queue_pairs=self.spec.queue_pairs,
             queue_size=QUEUE_SIZE,
-            **settings,
         )
-
-
-#: Descriptors that a queue may have: what QEMU and DPDK allow at most.
-QUEUE_SIZE = 1024
+        return config if self.spec.guest_mac is None else replace(config, mac=self.spec.guest_mac)
 
 
 def plan_ports(
@@ -76,7 +73,9 @@ def plan_ports(
 def _plan(number: int, config: Config, socket: str | None, uplink: str | None) -> PortPlan:
     spec = config.port
     if spec is None:
-        raise ConfigError("[port] is missing: it says who controls the port, and what happens where no flow matches")
+        raise ConfigError(
+            "[port] is missing: it says who controls the port, and what happens where no flow matches"
+        )
     name = spec.name or f"port{number}"
     socket, uplink = socket or spec.socket, uplink or spec.uplink
     if not socket:
