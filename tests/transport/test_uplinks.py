@@ -23,6 +23,7 @@ from virtio_ipsec.fastpath import native
 from virtio_ipsec.transport.uplink import KINDS, MAX_FRAME, Uplink, grammar, open_uplink
 from virtio_ipsec.transport.uplinks import vnet
 from virtio_ipsec.transport.uplinks.capture import CaptureFiles
+from virtio_ipsec.transport.uplinks.crossed import crossed
 from virtio_ipsec.transport.uplinks.stream import FrameByFrame
 
 FRAMES = [bytes(range(14)) + bytes([number]) * (50 + number) for number in range(5)]
@@ -480,3 +481,37 @@ def test_udp_fragmentation_is_done_too(python: bool, monkeypatch: pytest.MonkeyP
     frame = bytes(ETHERNET / IP(src="192.0.2.1", dst="192.0.2.2") / UDP(sport=1, dport=2) / Raw(bytes(3000)))
     pieces = vnet.finish(vnet._FORM.pack(1, 3, 42, 1480, 34, 6), frame)
     assert [Ether(piece)[IP].frag for piece in pieces] == [0, 185, 370]
+
+
+# -- crossed
+
+
+def test_what_leaves_at_one_end_of_a_crossed_wire_arrives_at_the_other() -> None:
+    near, far = crossed("vhost-user:/s", "far")
+    near.send(FRAMES)
+    assert readable(far)
+    assert far.receive(2) == FRAMES[:2]
+    assert readable(far)
+    assert far.receive(9) == FRAMES[2:]
+    assert not readable(far)
+    assert far.receive(9) == []
+    far.send(FRAMES[:1])
+    assert arrived(near, 1) == FRAMES[:1]
+    assert near.counters()["tx_frames"] == 5
+    assert far.counters()["rx_frames"] == 5
+    near.close()
+    far.send(FRAMES)
+    assert far.counters()["tx_dropped_full"] == 5
+    far.close()
+    far.close()
+
+
+def test_a_crossed_wire_holds_so_many_frames_and_no_more() -> None:
+    near, far = crossed("near", "far")
+    for _ in range(1000):
+        near.send(FRAMES)
+    assert near.counters()["tx_frames"] == 4096
+    assert near.counters()["tx_dropped_full"] == 904
+    assert len(far.receive(5000)) == 4096
+    near.close()
+    far.close()
