@@ -1,12 +1,19 @@
-"""Tests that need foreign programs: ``@pytest.mark.interop("tshark")``. Without them they are NOT RUN, and say so."""
+"""Tests that need foreign programs: ``@pytest.mark.interop("tshark")``. Without them they are NOT RUN, and say so.
+
+Those with ``@pytest.mark.guests`` boot virtual machines or run DPDK and take minutes: they want to be asked for.
+"""
 
 from __future__ import annotations
 
+import os
 import shutil
 
 import pytest
 
+GUESTS_WANTED = "VIRTIO_IPSEC_GUESTS"
+
 _missing: dict[str, list[str]] = {}
+_unasked: list[str] = []
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -17,6 +24,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         programs = {program for mark in marks for program in mark.args}
         if marks and not programs:
             raise pytest.UsageError(f"{item.nodeid}: the interop marker names no program")
+        if item.get_closest_marker("guests") and not os.environ.get(GUESTS_WANTED):
+            _unasked.append(item.nodeid)
+            left_out.append(item)
+            continue
         for program in sorted(programs):
             if shutil.which(program) is None:
                 _missing.setdefault(program, []).append(item.nodeid)
@@ -31,4 +42,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for program, names in _missing.items():
         terminalreporter.write_line(
             f"NOT RUN: {len(names)} tests, {program} is missing (tools/check --interop installs it)"
+        )
+    if _unasked:
+        terminalreporter.write_line(
+            f"NOT RUN: {len(_unasked)} tests with virtual machines or DPDK (tools/check --guests runs them)"
         )

@@ -19,7 +19,7 @@ from scapy.packet import Packet
 from virtio_ipsec.errors import ConfigError, TransportError
 from virtio_ipsec.transport.uplink import Uplink, open_uplink
 
-pytestmark = pytest.mark.interop
+pytestmark = pytest.mark.interop("ip")
 
 CLONE_NEWNET = 0x40000000
 OURS = "02:00:00:00:00:99"
