@@ -200,8 +200,9 @@ static inline int decide(struct opening *o, const struct outcome *out, bool auth
     if (o->reason != VIPSEC_REASON_NONE) {
         return o->reason;
     }
-    if (sa_used_up(o->sa, live)) {
-        return VIPSEC_REASON_HARD_LIFETIME;
+    const int stopped = sa_stopped_by(o->sa, live);
+    if (stopped != VIPSEC_REASON_NONE) {
+        return stopped;
     }
     if (!guess(o, &sequence)) {
         return VIPSEC_REASON_REPLAY;

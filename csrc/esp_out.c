@@ -260,8 +260,9 @@ INLINE int begin(const struct sa *sa, unsigned flags, struct vipsec_packet *pack
         return reason;
     }
     *held = sa_hold(*held, live);
-    if (sa_used_up(sa, live)) {
-        return VIPSEC_REASON_HARD_LIFETIME;
+    const int stopped = sa_stopped_by(sa, live);
+    if (stopped != VIPSEC_REASON_NONE) {
+        return stopped;
     }
     if (reason == VIPSEC_REASON_NONE) {
         reason = take(&s, sa, live, packet);

@@ -30,7 +30,7 @@ enum sa_flag {
     SA_DEC_TTL = 16,
     SA_COPY_DF = 32,
     SA_ECN = 64,
-    SA_LIMITED = 128, /* any limit is not 0 */
+    SA_LIMITED = 128, /* any limit is not 0, or the SA is frozen */
 };
 
 struct sa_live {
@@ -62,7 +62,8 @@ struct sa {
     uint8_t which;      /* place in the slot */
 
     uint64_t packets_soft, bytes_soft, packets_hard, bytes_hard;
-    uint64_t reserved[4];
+    uint32_t frozen; /* 1: refuses everything */
+    uint32_t reserved[7];
 };
 
 struct sa_slot {
@@ -104,6 +105,12 @@ static inline struct sa_live *sa_hold(struct sa_live *held, struct sa_live *live
     return live;
 }
 
+/* SA_LIMITED if the version is. */
+static inline void sa_set_limited(struct sa *sa) {
+    const bool limited = (sa->packets_soft | sa->bytes_soft | sa->packets_hard | sa->bytes_hard | sa->frozen) != 0;
+    sa->flags = (uint8_t)(limited ? sa->flags | SA_LIMITED : sa->flags & ~SA_LIMITED);
+}
+
 /* Counters are written under the lock only; without it a value read is a guess. */
 static inline uint64_t sa_get(const _Atomic uint64_t *counter) {
     return atomic_load_explicit(counter, memory_order_relaxed);
@@ -115,9 +122,17 @@ static inline void sa_set(_Atomic uint64_t *counter, uint64_t value) {
 /* A limit of N lets N packets through, or the packet with which N bytes are reached (RFC 4301 4.4.2.1). */
 static inline bool sa_reached(uint64_t counter, uint64_t limit) { return limit != 0 && counter >= limit; }
 
-static inline bool sa_used_up(const struct sa *sa, const struct sa_live *live) {
-    return (sa->flags & SA_LIMITED) != 0 &&
-           (sa_reached(sa_get(&live->packets), sa->packets_hard) || sa_reached(sa_get(&live->bytes), sa->bytes_hard));
+/* What forbids another packet, or VIPSEC_REASON_NONE. */
+static inline int sa_stopped_by(const struct sa *sa, const struct sa_live *live) {
+    if ((sa->flags & SA_LIMITED) == 0) {
+        return VIPSEC_REASON_NONE;
+    }
+    if (sa->frozen) {
+        return VIPSEC_REASON_HELD;
+    }
+    return sa_reached(sa_get(&live->packets), sa->packets_hard) || sa_reached(sa_get(&live->bytes), sa->bytes_hard)
+               ? VIPSEC_REASON_HARD_LIFETIME
+               : VIPSEC_REASON_NONE;
 }
 
 static inline bool sa_soft_expired(const struct sa *sa, const struct sa_live *live) {

@@ -9,8 +9,7 @@
 #include "ip.h"
 #include "sa_table.h"
 
-static_assert(sizeof(struct vipsec_sa_config) == 144 && offsetof(struct vipsec_sa_config, packets_soft) == 96, "public");
-static_assert(sizeof(struct vipsec_sa_state) == 32 + 8 * VIPSEC_REASON_COUNT, "public");
+static_assert(sizeof(struct vipsec_sa_config) == 152 && offsetof(struct vipsec_sa_config, packets_soft) == 96, "public");
 
 enum {
     SMALL_CHUNK = 64 << 10, /* bytes: the first one, for a port with few SAs */
@@ -194,9 +193,6 @@ static uint8_t flags_of(const struct vipsec_sa_config *config) {
     for (size_t i = 0; i < sizeof same / sizeof same[0]; i++) {
         flags |= (config->options & same[i].option) != 0 ? same[i].flag : 0u;
     }
-    if ((config->packets_soft | config->bytes_soft | config->packets_hard | config->bytes_hard) != 0) {
-        flags |= SA_LIMITED;
-    }
     return (uint8_t)flags;
 }
 
@@ -240,7 +236,12 @@ static void make_version(struct sa_slot *slot, unsigned which, const struct vips
     sa->bytes_soft = config->bytes_soft;
     sa->packets_hard = config->packets_hard;
     sa->bytes_hard = config->bytes_hard;
+    sa->frozen = slot->versions[!which].frozen; /* as the version before */
+    sa_set_limited(sa);
 }
+
+void sa_table_lock(struct vipsec_sa_table *table) { pthread_mutex_lock(&table->writer->lock); }
+void sa_table_unlock(struct vipsec_sa_table *table) { pthread_mutex_unlock(&table->writer->lock); }
 
 /* ---- writers -------------------------------------------------------------------------------- */
 
@@ -253,16 +254,15 @@ static struct sa *_Atomic *make_place(struct sa_page *_Atomic *pages, uint32_t i
     return sa_place(pages, id);
 }
 
-static struct sa_page *_Atomic *pages_of(struct vipsec_sa_table *table, int direction) {
+struct sa_page *_Atomic *sa_pages(struct vipsec_sa_table *table, int direction) {
     return direction == VIPSEC_INBOUND ? table->inbound : table->outbound;
 }
 
-/* The live SA with this number; NULL: none. Under the writers' lock. */
-static struct sa *living(struct vipsec_sa_table *table, int direction, uint32_t id) {
+struct sa *sa_living(struct vipsec_sa_table *table, int direction, uint32_t id) {
     if (direction != VIPSEC_OUTBOUND && direction != VIPSEC_INBOUND) {
         return NULL;
     }
-    struct sa *_Atomic *place = sa_place(pages_of(table, direction), id);
+    struct sa *_Atomic *place = sa_place(sa_pages(table, direction), id);
     return place == NULL ? NULL : atomic_load(place);
 }
 
@@ -273,11 +273,11 @@ static struct replay_ring *ring_new(uint32_t size) {
 
 static int add(struct vipsec_sa_table *table, uint32_t id, const struct vipsec_sa_config *config) {
     const bool inbound = config->direction == VIPSEC_INBOUND;
-    if (living(table, config->direction, id) != NULL ||
+    if (sa_living(table, config->direction, id) != NULL ||
         (inbound && sa_number_of(table, config->spi) != VIPSEC_SA_MAX)) {
         return VIPSEC_SA_EXISTS;
     }
-    struct sa *_Atomic *place = make_place(pages_of(table, config->direction), id);
+    struct sa *_Atomic *place = make_place(sa_pages(table, config->direction), id);
     struct sa_slot *slot = place == NULL || (inbound && !index_grow(table)) ? NULL : take_slot(table->writer);
     if (slot == NULL) {
         return VIPSEC_SA_NO_MEMORY;
@@ -302,6 +302,7 @@ static int add(struct vipsec_sa_table *table, uint32_t id, const struct vipsec_s
     }
     slot->live.iv_base = config->iv_base;
     slot->live.id = id;
+    slot->versions[1].frozen = config->frozen != 0;
     make_version(slot, 0, config);
     memcpy(slot->versions[0].salt, config->salt, sizeof config->salt);
     atomic_store_explicit(place, &slot->versions[0], memory_order_release);
@@ -334,7 +335,7 @@ static bool resize(struct sa_live *live, uint32_t size, struct replay_ring **old
 }
 
 static int modify(struct vipsec_sa_table *table, int direction, uint32_t id, const struct vipsec_sa_config *config) {
-    struct sa *now = living(table, direction, id);
+    struct sa *now = sa_living(table, direction, id);
     if (now == NULL) {
         return VIPSEC_SA_MISSING;
     }
@@ -353,55 +354,24 @@ static int modify(struct vipsec_sa_table *table, int direction, uint32_t id, con
     make_version(slot, which, config);
     memcpy(slot->versions[which].salt, now->salt, sizeof now->salt);
     slot->options = config->options;
-    atomic_store_explicit(sa_place(pages_of(table, direction), id), &slot->versions[which], memory_order_release);
+    atomic_store_explicit(sa_place(sa_pages(table, direction), id), &slot->versions[which], memory_order_release);
     sa_table_synchronize(table); /* the version before is free for the next MODIFY */
     free(old);
     return VIPSEC_SA_OK;
 }
 
 static int remove_sa(struct vipsec_sa_table *table, int direction, uint32_t id) {
-    struct sa *sa = living(table, direction, id);
+    struct sa *sa = sa_living(table, direction, id);
     if (sa == NULL) {
         return VIPSEC_SA_MISSING;
     }
     if (direction == VIPSEC_INBOUND) {
         index_remove(table, load_be32(sa->spi));
     }
-    atomic_store(sa_place(pages_of(table, direction), id), NULL);
+    atomic_store(sa_place(sa_pages(table, direction), id), NULL);
     sa_table_synchronize(table);
     give_slot(table->writer, sa_slot_of(sa));
     atomic_fetch_sub(&table->count, 1);
-    return VIPSEC_SA_OK;
-}
-
-static int read_state(struct vipsec_sa_table *table, int direction, uint32_t id, struct vipsec_sa_state *state) {
-    struct sa *sa = living(table, direction, id);
-    if (sa == NULL) {
-        return VIPSEC_SA_MISSING;
-    }
-    memset(state, 0, sizeof *state);
-    struct sa_live *live = sa_live_of(sa);
-    sa_lock(live);
-    state->sequence = sa_get(&live->sequence);
-    state->packets = sa_get(&live->packets);
-    state->bytes = sa_get(&live->bytes);
-    state->soft_expired = sa_soft_expired(sa, live);
-    sa_unlock(live);
-    for (size_t i = 0; i < VIPSEC_REASON_COUNT; i++) {
-        state->refused[i] = sa_get(&sa_slot_of(sa)->refused[i]);
-    }
-    return VIPSEC_SA_OK;
-}
-
-static int set_ceiling(struct vipsec_sa_table *table, uint32_t id, uint64_t ceiling) {
-    struct sa *sa = living(table, VIPSEC_OUTBOUND, id);
-    if (sa == NULL) {
-        return VIPSEC_SA_MISSING;
-    }
-    struct sa_live *live = sa_live_of(sa);
-    sa_lock(live);
-    sa_set(&live->ceiling, ceiling);
-    sa_unlock(live);
     return VIPSEC_SA_OK;
 }
 
@@ -409,9 +379,9 @@ int vipsec_sa_add(struct vipsec_sa_table *table, uint32_t id, const struct vipse
     if (id >= VIPSEC_SA_MAX || !acceptable(config)) {
         return VIPSEC_SA_REFUSED;
     }
-    pthread_mutex_lock(&table->writer->lock);
+    sa_table_lock(table);
     const int result = add(table, id, config);
-    pthread_mutex_unlock(&table->writer->lock);
+    sa_table_unlock(table);
     return result;
 }
 
@@ -419,30 +389,16 @@ int vipsec_sa_modify(struct vipsec_sa_table *table, int direction, uint32_t id, 
     if (!acceptable(config)) {
         return VIPSEC_SA_REFUSED;
     }
-    pthread_mutex_lock(&table->writer->lock);
+    sa_table_lock(table);
     const int result = modify(table, direction, id, config);
-    pthread_mutex_unlock(&table->writer->lock);
+    sa_table_unlock(table);
     return result;
 }
 
 int vipsec_sa_remove(struct vipsec_sa_table *table, int direction, uint32_t id) {
-    pthread_mutex_lock(&table->writer->lock);
+    sa_table_lock(table);
     const int result = remove_sa(table, direction, id);
-    pthread_mutex_unlock(&table->writer->lock);
-    return result;
-}
-
-int vipsec_sa_read(struct vipsec_sa_table *table, int direction, uint32_t id, struct vipsec_sa_state *state) {
-    pthread_mutex_lock(&table->writer->lock);
-    const int result = read_state(table, direction, id, state);
-    pthread_mutex_unlock(&table->writer->lock);
-    return result;
-}
-
-int vipsec_sa_set_ceiling(struct vipsec_sa_table *table, uint32_t id, uint64_t ceiling) {
-    pthread_mutex_lock(&table->writer->lock);
-    const int result = set_ceiling(table, id, ceiling);
-    pthread_mutex_unlock(&table->writer->lock);
+    sa_table_unlock(table);
     return result;
 }
 

@@ -61,6 +61,14 @@ static inline void sa_reader_enter(struct vipsec_sa_table *table, int reader) {
 /* Returns when every read section that had begun before the call has ended. */
 void sa_table_synchronize(struct vipsec_sa_table *table);
 
+/* Writers: between lock and unlock nobody adds, changes or removes. Not inside a read section. */
+void sa_table_lock(struct vipsec_sa_table *table);
+void sa_table_unlock(struct vipsec_sa_table *table);
+
+/* The live SA with this number; NULL: none. Under the writers' lock. */
+struct sa *sa_living(struct vipsec_sa_table *table, int direction, uint32_t id);
+struct sa_page *_Atomic *sa_pages(struct vipsec_sa_table *table, int direction);
+
 static inline void sa_reader_exit(struct vipsec_sa_table *table, int reader) {
     atomic_store_explicit(&table->readers[reader].epoch, 0, memory_order_release);
 }

@@ -514,7 +514,7 @@ enum vipsec_sa_result {
     VIPSEC_SA_MISSING = -4    /* no SA has that number */
 };
 
-/* What an SA is made of. The caller wipes it. 144 bytes. */
+/* What an SA is made of. The caller wipes it. 152 bytes. */
 struct vipsec_sa_config {
     uint8_t direction;      /* VIPSEC_OUTBOUND, VIPSEC_INBOUND */
     uint8_t is_tunnel;      /* 0 transport mode, 1 tunnel mode */
@@ -540,6 +540,8 @@ struct vipsec_sa_config {
     uint64_t bytes_hard;
     uint64_t first_sequence; /* first number to send, or that may arrive; 1 unless a dialect says otherwise */
     uint64_t iv_base;        /* outbound: the explicit IV is iv_base + sequence number */
+    uint32_t frozen;         /* 1: begins as after vipsec_sa_freeze. Not looked at by modify */
+    uint32_t reserved;
 };
 
 /* What an SA has done, at one moment. 256 bytes. */
@@ -564,7 +566,7 @@ void vipsec_sa_table_free(struct vipsec_sa_table *table);
 int vipsec_sa_add(struct vipsec_sa_table *table, uint32_t id, const struct vipsec_sa_config *config);
 
 /* Changes options (not ESN), outer header, ports, limits and window size. What is fixed must be as it was, except
- * key, salt, first_sequence and iv_base, which are not looked at. Counters, sequence numbers and what the window
+ * key, salt, first_sequence, iv_base and frozen, which are not looked at. Counters, sequence numbers and what the window
  * has seen stay; numbers that a wider window newly covers count as seen. */
 int vipsec_sa_modify(struct vipsec_sa_table *table, int direction, uint32_t id, const struct vipsec_sa_config *config);
 
@@ -576,6 +578,33 @@ int vipsec_sa_read(struct vipsec_sa_table *table, int direction, uint32_t id, st
 /* Outbound: packets that would need a sequence number above `ceiling` are VIPSEC_REASON_HELD from now on, exactly. An SA
  * begins without a ceiling: UINT64_MAX. */
 int vipsec_sa_set_ceiling(struct vipsec_sa_table *table, uint32_t id, uint64_t ceiling);
+
+/* All that an SA has used up: what it takes to go on elsewhere, or after a crash, with the same key. 776 bytes. */
+struct vipsec_sa_progress {
+    uint64_t sequence; /* as in struct vipsec_sa_state */
+    uint64_t iv_base;  /* outbound */
+    uint64_t packets;
+    uint64_t bytes;
+    uint64_t refused[VIPSEC_REASON_COUNT];
+    uint32_t frozen;   /* 1: vipsec_sa_freeze. Of no meaning to restore */
+    uint32_t window;   /* inbound: how many numbers `seen` tells about, at most VIPSEC_MAX_REPLAY_WINDOW */
+    uint64_t seen[VIPSEC_MAX_REPLAY_WINDOW / 64]; /* bit n of the whole: number `sequence` - n has arrived */
+};
+
+/* From now on every packet of the SA is VIPSEC_REASON_HELD: when the call returns no thread is at work on one that is
+ * not, so that what vipsec_sa_read_progress then tells is final. vipsec_sa_restore ends that. */
+int vipsec_sa_freeze(struct vipsec_sa_table *table, int direction, uint32_t id);
+
+/* All of it at one moment. */
+int vipsec_sa_read_progress(struct vipsec_sa_table *table, int direction, uint32_t id,
+                            struct vipsec_sa_progress *progress);
+
+/* The SA goes on from there, and is no longer frozen. Nothing that it has used itself, or that `progress` tells of, can
+ * be used again: no sequence number and IV outbound, no number accepted twice inbound, and counters do not go back.
+ * VIPSEC_SA_REFUSED, and no change: `sequence` is below that of the SA or beyond what it can have, or an outbound SA
+ * that has used numbers would get another iv_base. */
+int vipsec_sa_restore(struct vipsec_sa_table *table, int direction, uint32_t id,
+                      const struct vipsec_sa_progress *progress);
 
 /* Each thread that processes packets has a reader of its own: 0..VIPSEC_MAX_READERS - 1, or -1 when all are taken. */
 int vipsec_reader_register(struct vipsec_sa_table *table);

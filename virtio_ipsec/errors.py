@@ -183,7 +183,7 @@ class Reason(StrEnum):
     QUEUE_DISABLED = "queue_disabled"
     POLICY = "policy"  # the operator's, of a port whose driver knows nothing of IPsec
     OVERLOAD = "overload"  # more packets at a time than the fast path may hand to Python
-    HELD = "held"  # the SA may not use more sequence numbers yet: nobody has written down that they are used
+    HELD = "held"  # the SA moves elsewhere, or nobody has yet written down that the next sequence numbers are used
 
 
 class PacketError(VirtioIpsecError):

@@ -24,7 +24,7 @@ from virtio_ipsec.fastpath import native
 from virtio_ipsec.fastpath.esp import FastInboundSa, FastOutboundSa, FastSaTable
 from virtio_ipsec.fastpath.gcm import Engine
 from virtio_ipsec.ipsec import ip, process
-from virtio_ipsec.ipsec.params import SaParams
+from virtio_ipsec.ipsec.params import BadSaParameters, SaParams
 from virtio_ipsec.ipsec.sa import InboundSa, OutboundSa
 from virtio_ipsec.wire.ipsec import Lifetime
 from virtio_ipsec.wire.numbers import Direction, IpsecMode, IpsecOption
@@ -287,6 +287,8 @@ class Pair:
         assert theirs == mine
         assert (fast.packets, fast.bytes, fast.soft_expired) == (slow.packets, slow.bytes, slow.soft_expired)
         assert fast.stats == slow.stats, (fast.stats, slow.stats)
+        assert fast.state() == slow.state(), (fast.state(), slow.state())
+        assert fast.frozen is slow.frozen
 
 
 class Outcome:
@@ -362,12 +364,44 @@ class Rivalry:
         slow.set_ceiling(ceiling)
         fast.set_ceiling(ceiling)
 
+    def freeze(self) -> None:
+        """One pair stops; or one goes on: from where it stopped, further ahead, or from where it must not."""
+        pairs = (*self.senders, *self.receivers)
+        pair = self.draw.choice([pair for pair in pairs if pair.slow.frozen] or pairs)
+        if not pair.slow.frozen and self.draw.random() < 0.5:
+            pair.slow.freeze()
+            pair.fast.freeze()
+        state = pair.slow.state()
+        if self.draw.random() < 0.3:
+            window = self.draw.randrange(0, 4097)
+            state = dataclasses.replace(
+                state,
+                sequence=max(0, min(2**64 - 1, state.sequence + self.draw.choice((-1, 0, 1, 70, 5000, 2**32)))),
+                packets=state.packets + self.draw.randrange(3),
+                bytes=max(0, state.bytes + self.draw.randrange(-9, 9)),
+                iv_base=state.iv_base ^ (self.draw.random() < 0.1),
+                window=window,
+                seen=self.draw.getrandbits(4096) & self.draw.getrandbits(4096) & (1 << window) - 1,
+                refused={reason: self.draw.randrange(9) for reason in self.draw.sample([*Reason], 3)},
+            )
+        if self.draw.random() < 0.8:
+            refusals = []
+            for sa in (pair.slow, pair.fast):
+                try:
+                    sa.restore(state)
+                except BadSaParameters as error:
+                    refusals.append(str(error))
+            assert len(refusals) != 1
+        pair.compare()
+
     def step(self) -> None:
         """One batch outbound, one inbound; now and then something changes."""
         if self.draw.random() < 0.25:
             self.modify()
         if self.draw.random() < 0.2:
             self.hold()
+        if self.draw.random() < 0.15:
+            self.freeze()
         if self.draw.random() < 0.05:
             self.replace()
         count = self.draw.choice((1, 2, 7, 40, 64, 65, 130))

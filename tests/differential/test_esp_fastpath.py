@@ -17,7 +17,7 @@ OUTBOUND = (*SHAPES, Reason.UNKNOWN_SA, Reason.TTL_EXPIRED, Reason.TOO_BIG, Reas
             Reason.SEQUENCE_OVERFLOW, Reason.HELD, None)  # fmt: skip
 INBOUND = (*SHAPES, Reason.UNKNOWN_SA, Reason.NOT_IPSEC, Reason.REPLAY, Reason.BAD_ICV, Reason.BAD_PADDING,
            Reason.BAD_NEXT_HEADER, Reason.BAD_INNER, Reason.DUMMY, Reason.CONGESTION, Reason.HARD_LIFETIME,
-           None)  # fmt: skip
+           Reason.HELD, None)  # fmt: skip
 
 
 @each_engine

@@ -281,6 +281,7 @@ class Config(ctypes.Structure):
         *((name, ctypes.c_uint64) for name in (
             "packets_soft", "bytes_soft", "packets_hard", "bytes_hard", "first_sequence", "iv_base",
         )),
+        ("frozen", ctypes.c_uint32), ("reserved", ctypes.c_uint32),
     )  # fmt: skip
 
 
@@ -289,6 +290,14 @@ class State(ctypes.Structure):
         ("sequence", ctypes.c_uint64), ("packets", ctypes.c_uint64), ("bytes", ctypes.c_uint64),
         ("soft_expired", ctypes.c_uint32), ("reserved", ctypes.c_uint32),
         ("refused", ctypes.c_uint64 * (len(Reason) + 1)),
+    )  # fmt: skip
+
+
+class Progress(ctypes.Structure):
+    _fields_ = (
+        ("sequence", ctypes.c_uint64), ("iv_base", ctypes.c_uint64), ("packets", ctypes.c_uint64),
+        ("bytes", ctypes.c_uint64), ("refused", ctypes.c_uint64 * (len(Reason) + 1)),
+        ("frozen", ctypes.c_uint32), ("window", ctypes.c_uint32), ("seen", ctypes.c_uint64 * 64),
     )  # fmt: skip
 
 
@@ -304,8 +313,9 @@ class Found(ctypes.Structure):
     ("name", "layout", "size"),
     [
         ("packet", Packet, 64),
-        ("sa_config", Config, 144),
+        ("sa_config", Config, 152),
         ("sa_state", State, 32 + 8 * (len(Reason) + 1)),
+        ("sa_progress", Progress, 552 + 8 * (len(Reason) + 1)),
         ("esp_found", Found, 32),
     ],
 )

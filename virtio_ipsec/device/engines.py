@@ -12,6 +12,8 @@ from virtio_ipsec.ipsec.sa import InboundSa, OutboundSa
 
 AnyOutboundSa = OutboundSa | FastOutboundSa
 AnyInboundSa = InboundSa | FastInboundSa
+#: ``freeze``, ``state`` and ``restore`` move one elsewhere, whichever engine it has there.
+AnySa = AnyOutboundSa | AnyInboundSa
 
 
 def protect(sa: AnyOutboundSa, packet: bytes, mtu: int) -> bytes:

@@ -22,6 +22,7 @@ from virtio_ipsec.ipsec import ip
 from virtio_ipsec.ipsec.outer import addresses
 from virtio_ipsec.ipsec.params import BadSaParameters, SaParams
 from virtio_ipsec.ipsec.process import Inbound
+from virtio_ipsec.ipsec.state import SaState, destroyed, goes_back
 from virtio_ipsec.wire.numbers import AeadAlgo, Direction
 from virtio_ipsec.wire.tunnel import TunnelIPv4
 
@@ -130,7 +131,7 @@ def _processed(packet: Any, given: bytes) -> Processed:
 class _FastSa:
     """What both directions share; the interface of :class:`virtio_ipsec.ipsec.sa.OutboundSa` and ``InboundSa``."""
 
-    def __init__(self, table: FastSaTable, ident: int, params: SaParams, iv_base: int) -> None:
+    def __init__(self, table: FastSaTable, ident: int, params: SaParams, iv_base: int, frozen: bool) -> None:
         """Adds the SA to the table. BadSaParameters unless :func:`accepts`; AlreadyExists, NoSpace."""
         if not accepts(params):
             raise BadSaParameters("cipher_algo", "the fast path does ESP with AES-GCM only")
@@ -139,7 +140,7 @@ class _FastSa:
         self.params = params
         self._final: Any = None
         self._elsewhere: Counter[Reason] | None = None
-        config = _config(params, iv_base)
+        config = _config(params, iv_base, frozen)
         try:
             result = lib.vipsec_sa_add(table.handle, ident, config)
         finally:
@@ -154,24 +155,22 @@ class _FastSa:
     @property
     def packets(self) -> int:
         """Packets that passed every check."""
-        return int(self._state().packets)
+        return int(self._counts().packets)
 
     @property
     def bytes(self) -> int:
         """Octets of those packets that went through the algorithm."""
-        return int(self._state().bytes)
+        return int(self._counts().bytes)
 
     @property
     def soft_expired(self) -> bool:
         """Whether a soft limit is reached; stays so unless MODIFY raises the limit."""
-        return bool(self._state().soft_expired)
+        return bool(self._counts().soft_expired)
 
     @property
     def stats(self) -> Counter[Reason]:
         """Refused packets by reason, at this moment."""
-        state = self._state()  # owns the array
-        refused = list(state.refused)
-        counts = Counter({reason: refused[n] for n, reason in enumerate(_REASONS) if reason and refused[n]})
+        counts = _refused(self._counts())
         return counts + self._elsewhere if self._elsewhere else counts
 
     def update(self, params: SaParams) -> None:
@@ -180,7 +179,7 @@ class _FastSa:
         fixed = self.params.changes_forbidden(params)
         if fixed:
             raise BadSaParameters(fixed, "cannot be changed while the SA lives")
-        config = _config(params, 0)
+        config = _config(params)
         try:
             result = lib.vipsec_sa_modify(self.table.handle, params.direction, self.ident, config)
         finally:
@@ -191,15 +190,67 @@ class _FastSa:
             raise BadSaParameters("resource_id", f"the fast path refuses this change of SA {self.ident}")
         self.params = params
 
+    @property
+    def frozen(self) -> bool:
+        """Whether :meth:`freeze` was called and :meth:`restore` not since."""
+        return self._final is None and bool(self._progress().frozen)
+
+    def freeze(self) -> None:
+        """From now on every packet is HELD, until :meth:`restore`: what :meth:`state` then tells is final."""
+        _, lib = native.extension()
+        if self._final is None:
+            lib.vipsec_sa_freeze(self.table.handle, self.params.direction, self.ident)
+
+    def state(self) -> SaState:
+        """What the SA has used up. BadSaParameters after :meth:`wipe`."""
+        ffi, _ = native.extension()
+        if self._final is not None:
+            raise destroyed()
+        found = self._progress()
+        return SaState(
+            sequence=found.sequence,
+            packets=found.packets,
+            bytes=found.bytes,
+            iv_base=found.iv_base,
+            window=found.window,
+            seen=int.from_bytes(bytes(ffi.buffer(found.seen)), "little") & (1 << found.window) - 1,
+            refused=+(_refused(found) + (self._elsewhere or Counter())),
+        )
+
+    def restore(self, state: SaState) -> None:
+        """:meth:`virtio_ipsec.ipsec.sa.OutboundSa.restore`."""
+        ffi, lib = native.extension()
+        if self._final is not None:
+            raise destroyed()
+        given: Any = ffi.new("struct vipsec_sa_progress *")
+        given.sequence, given.packets, given.bytes = state.sequence, state.packets, state.bytes
+        given.iv_base, given.window = state.iv_base, state.window
+        for number, reason in enumerate(_REASONS):
+            if reason is not None:
+                given.refused[number] = state.refused.get(reason, 0)
+        seen = state.seen & (1 << state.window) - 1
+        ffi.memmove(given.seen, seen.to_bytes(ffi.sizeof(given.seen), "little"), ffi.sizeof(given.seen))
+        if (
+            lib.vipsec_sa_restore(self.table.handle, self.params.direction, self.ident, given)
+            != lib.VIPSEC_SA_OK
+        ):
+            raise goes_back()
+
+    def _progress(self) -> Any:
+        ffi, lib = native.extension()
+        found: Any = ffi.new("struct vipsec_sa_progress *")
+        lib.vipsec_sa_read_progress(self.table.handle, self.params.direction, self.ident, found)
+        return found
+
     def wipe(self) -> None:
         """Take the SA out of the table and wipe its keys; no packet is processed with it when this returns."""
         _, lib = native.extension()
         if self._final is None:
-            self._final = self._state()
+            self._final = self._counts()
             lib.vipsec_sa_remove(self.table.handle, self.params.direction, self.ident)
             self.params = self.params.without_keys()
 
-    def _state(self) -> Any:
+    def _counts(self) -> Any:
         ffi, lib = native.extension()
         if self._final is not None:
             return self._final
@@ -216,15 +267,23 @@ class _FastSa:
 
 
 class FastOutboundSa(_FastSa):
-    """``rng``: once, for the base of the IVs."""
+    """``rng``: once, for the base of the IVs. ``frozen``: it waits for :meth:`restore`."""
 
-    def __init__(self, table: FastSaTable, ident: int, params: SaParams, rng: Callable[[int], bytes]) -> None:
-        super().__init__(table, ident, params, int.from_bytes(rng(8)))
+    def __init__(
+        self,
+        table: FastSaTable,
+        ident: int,
+        params: SaParams,
+        rng: Callable[[int], bytes],
+        *,
+        frozen: bool = False,
+    ) -> None:
+        super().__init__(table, ident, params, int.from_bytes(rng(8)), frozen)
 
     @property
     def sequence(self) -> int:
         """The number used last."""
-        return int(self._state().sequence)
+        return int(self._counts().sequence)
 
     def set_ceiling(self, ceiling: int) -> None:
         """:meth:`virtio_ipsec.ipsec.sa.OutboundSa.set_ceiling`."""
@@ -243,15 +302,15 @@ class FastOutboundSa(_FastSa):
 
 
 class FastInboundSa(_FastSa):
-    """An inbound SA: found by its SPI."""
+    """An inbound SA: found by its SPI. ``frozen``: it waits for :meth:`restore`."""
 
-    def __init__(self, table: FastSaTable, ident: int, params: SaParams) -> None:
-        super().__init__(table, ident, params, 0)
+    def __init__(self, table: FastSaTable, ident: int, params: SaParams, *, frozen: bool = False) -> None:
+        super().__init__(table, ident, params, 0, frozen)
 
     @property
     def top(self) -> int:
         """The highest sequence number that was authenticated."""
-        return int(self._state().sequence)
+        return int(self._counts().sequence)
 
     def unprotect(self, packet: bytes) -> Inbound:
         """Check and open one packet: :func:`virtio_ipsec.ipsec.process.inbound`."""
@@ -270,6 +329,11 @@ class FastInboundSa(_FastSa):
         return Inbound(result.packet, result.soft_expired, result.sequence, result.next_header)
 
 
+def _refused(state: Any) -> Counter[Reason]:
+    refused = list(state.refused)
+    return Counter({reason: refused[n] for n, reason in enumerate(_REASONS) if reason and refused[n]})
+
+
 def _error(reason: Reason) -> PacketError:
     return IntegrityError() if reason is Reason.BAD_ICV else PacketError(reason)
 
@@ -279,7 +343,7 @@ def _wipe(config: Any) -> None:
     lib.vipsec_wipe(config, ffi.sizeof("struct vipsec_sa_config"))
 
 
-def _config(params: SaParams, iv_base: int) -> Any:
+def _config(params: SaParams, iv_base: int = 0, frozen: bool = False) -> Any:
     """``struct vipsec_sa_config``; the caller wipes it."""
     ffi, _ = native.extension()
     life, tunnel = params.lifetime, params.tunnel
@@ -300,7 +364,7 @@ def _config(params: SaParams, iv_base: int) -> Any:
         params.spi, params.options, flow_label, params.replay_window, params.udp_sport, params.udp_dport,
         params.salt, source, destination, params.cipher_key,
         life.packets_soft_limit, life.bytes_soft_limit, life.packets_hard_limit, life.bytes_hard_limit,
-        params.first_sequence, iv_base,
+        params.first_sequence, iv_base, frozen, 0,
     )  # fmt: skip
     return config
 

@@ -45,6 +45,20 @@ class ReplayWindow:
         elif self.size:
             self._bits |= 1 << -ahead
 
+    @property
+    def seen(self) -> int:
+        """Bit n: the number ``top`` - n was seen, or can never be accepted; as many bits as the window has."""
+        return self._bits & _mask(self.size)
+
+    def merge(self, top: int, size: int, seen: int) -> None:
+        """Take over the record of another window, not below this one: a number counts as seen unless both records say
+        that it was not."""
+        ahead = top - self.top
+        own = (self._bits | -1 << self.size) << ahead if ahead < self.size else 0
+        below_zero = -1 << top + 1 if top < self.size else 0
+        self._bits = (own | seen & _mask(size) | -1 << size | below_zero) & _mask(self.size)
+        self.top = top
+
     def resize(self, size: int) -> None:
         """Change the size and keep what was seen.
 

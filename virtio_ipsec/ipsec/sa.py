@@ -16,6 +16,7 @@ from virtio_ipsec.ipsec.outer import TunnelHeader
 from virtio_ipsec.ipsec.params import BadSaParameters as BadSaParameters
 from virtio_ipsec.ipsec.params import SaParams as SaParams
 from virtio_ipsec.ipsec.replay import ReplayWindow
+from virtio_ipsec.ipsec.state import SaState, destroyed, goes_back
 
 _LAST_32 = 0xFFFFFFFF
 _LAST_64 = 0xFFFFFFFFFFFFFFFF
@@ -29,13 +30,15 @@ class _Sa:
     do not fit the suite.
     """
 
-    def __init__(self, params: SaParams) -> None:
+    def __init__(self, params: SaParams, frozen: bool) -> None:
         self.params = params
         self.lifetime = LifetimeCounters(params.lifetime)
         self._stats: Counter[Reason] | None = None
         self._esp: EspTransform | None = None
         self._ah: AhTransform | None = None
         self._wiped = False
+        #: Nothing is processed: see :meth:`freeze`.
+        self.frozen = frozen
 
     @property
     def packets(self) -> int:
@@ -76,9 +79,11 @@ class _Sa:
         return self._ah
 
     def check_usable(self) -> None:
-        """PacketError UNKNOWN_SA after :meth:`wipe`, HARD_LIFETIME at a hard limit."""
+        """PacketError UNKNOWN_SA after :meth:`wipe`, HELD after :meth:`freeze`, HARD_LIFETIME at a hard limit."""
         if self._wiped:
             raise PacketError(Reason.UNKNOWN_SA, "the SA was destroyed")
+        if self.frozen:
+            raise PacketError(Reason.HELD, "the SA is frozen")
         self.lifetime.check()
 
     def update(self, params: SaParams) -> None:
@@ -88,6 +93,41 @@ class _Sa:
             raise BadSaParameters(field, "cannot be changed while the SA lives")
         self.params = params
         self.lifetime.limits = params.lifetime
+
+    def freeze(self) -> None:
+        """From now on every packet is HELD, until :meth:`restore`: what :meth:`state` then tells is final."""
+        self.frozen = True
+
+    def state(self) -> SaState:
+        """What the SA has used up. BadSaParameters after :meth:`wipe`."""
+        if self._wiped:
+            raise destroyed()
+        return self._own_state()
+
+    def restore(self, state: SaState) -> None:
+        """Go on from there, and process packets again.
+
+        Nothing that this SA has used, or that ``state`` tells of, can be used again: no sequence number and no IV,
+        no number accepted twice; counters do not go back. BadSaParameters, and no change: the sequence number is below
+        that of the SA or beyond what it can have, or an outbound SA that has used numbers would get another base of
+        IVs; or the SA was wiped.
+        """
+        if self._wiped:
+            raise destroyed()
+        if state.sequence > (_LAST_64 if self.params.esn else _LAST_32) or not self._go_on(state):
+            raise goes_back()
+        self.lifetime.packets = max(self.packets, state.packets)
+        self.lifetime.bytes = max(self.bytes, state.bytes)
+        self.stats.update({reason: count - self.stats[reason] for reason, count in state.refused.items()
+                           if count > self.stats[reason]})  # fmt: skip
+        self.frozen = False
+
+    def _own_state(self) -> SaState:
+        raise NotImplementedError
+
+    def _go_on(self, state: SaState) -> bool:
+        """Take over the numbers; False, and no change, when used ones could be used again."""
+        raise NotImplementedError
 
     def wipe(self) -> None:
         """Forget the keys; the SA processes nothing any more. Python keeps no stronger promise."""
@@ -100,10 +140,11 @@ class _Sa:
 
 
 class OutboundSa(_Sa):
-    """``sequence`` is the number used last. ``rng``: once for the base of counter IVs, else per packet."""
+    """``sequence`` is the number used last. ``rng``: once for the base of counter IVs, else per packet. ``frozen``: it
+    waits for :meth:`restore`."""
 
-    def __init__(self, params: SaParams, rng: Callable[[int], bytes]) -> None:
-        super().__init__(params)
+    def __init__(self, params: SaParams, rng: Callable[[int], bytes], *, frozen: bool = False) -> None:
+        super().__init__(params, frozen)
         self.sequence = params.first_sequence - 1
         self._last = _LAST_64 if params.esn else _LAST_32
         self._ceiling = _LAST_64
@@ -144,17 +185,41 @@ class OutboundSa(_Sa):
         super().update(params)
         self._header = None
 
+    def _own_state(self) -> SaState:
+        return SaState(self.sequence, self.packets, self.bytes, self._iv_base, refused=+self.stats)
+
+    def _go_on(self, state: SaState) -> bool:
+        # IVs are base and number: with another base one that was used could come again.
+        unused = self.sequence == self.params.first_sequence - 1
+        if state.sequence < self.sequence or not (unused or state.iv_base == self._iv_base):
+            return False
+        self.sequence, self._iv_base = state.sequence, state.iv_base
+        return True
+
 
 class InboundSa(_Sa):
-    """``window`` is the anti-replay window; a wider one after MODIFY keeps what was seen."""
+    """``window`` is the anti-replay window; a wider one after MODIFY keeps what was seen. ``frozen``: it waits for
+    :meth:`restore`."""
 
-    def __init__(self, params: SaParams) -> None:
-        super().__init__(params)
+    def __init__(self, params: SaParams, *, frozen: bool = False) -> None:
+        super().__init__(params, frozen)
         self.window = ReplayWindow(params.replay_window, esn=params.esn, first=params.first_sequence)
 
     def update(self, params: SaParams) -> None:
         super().update(params)
         self.window.resize(params.replay_window)
+
+    def _own_state(self) -> SaState:
+        window = self.window
+        return SaState(
+            window.top, self.packets, self.bytes, window=window.size, seen=window.seen, refused=+self.stats
+        )
+
+    def _go_on(self, state: SaState) -> bool:
+        if state.sequence < self.window.top:
+            return False
+        self.window.merge(state.sequence, state.window, state.seen)
+        return True
 
 
 def sequence_high(params: SaParams, sequence: int) -> bytes | None:
