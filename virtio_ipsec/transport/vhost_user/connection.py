@@ -15,7 +15,8 @@ import struct
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from time import monotonic
+from pathlib import Path
+from time import monotonic, sleep
 from typing import Final
 
 from virtio_ipsec.errors import TransportError
@@ -223,6 +224,40 @@ class Connection:
             None if seconds is None else seconds * 1000
         ):
             raise PeerStalled(f"the peer does not {verb} messages")
+
+
+def dial(path: str, timeout: float) -> socket.socket:
+    """Connect to the back-end that listens at ``path``; it may come up within ``timeout`` seconds."""
+    limit = monotonic() + timeout
+    while True:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.connect(path)
+        except OSError as error:
+            sock.close()
+            if monotonic() >= limit:
+                raise TransportError(f"{path}: {os.strerror(error.errno or 0)}") from None
+            sleep(0.01)
+            continue
+        return sock
+
+
+def await_caller(path: str, timeout: float) -> socket.socket:
+    """Listen at ``path`` until a back-end in client mode connects."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        try:
+            listener.bind(path)
+        except OSError as error:
+            raise TransportError(f"{path}: {os.strerror(error.errno or 0)}") from None
+        try:
+            os.chmod(path, 0o600)
+            listener.listen(1)
+            listener.settimeout(timeout)
+            return listener.accept()[0]
+        except TimeoutError:
+            raise TransportError(f"{path}: no back-end connects") from None
+        finally:
+            Path(path).unlink(missing_ok=True)
 
 
 def _lost(error: OSError) -> TransportError:
