@@ -204,23 +204,29 @@ def _admitted(table: Table, params: SaParams) -> InboundSa | None:
     return InboundSa(tuple(map(read_selector, table.tables("selectors", SELECTOR_FIELDS))), peer)
 
 
-def refuse_doubles(sas: Iterable[SaSpec]) -> None:
-    """Ids are unique per direction, inbound SPIs per protocol, and a key with its salt belongs to one SA."""
-    seen: dict[tuple[object, ...], SaSpec] = {}
-    for spec in sas:
-        sa = spec.sa
-        keys: list[tuple[tuple[object, ...], str]] = [
-            ((sa.direction, "id", spec.id), f"id {spec.id} is used twice")
-        ]
-        if not spec.outbound:
-            keys.append((("spi", spec.suite.protocol, sa.spi), f"inbound spi {sa.spi:#x} is used twice"))
-        keys.append(
-            (
-                (sa.direction, sa.cipher_key, sa.auth_key, sa.salt),
-                "has the key and salt of another SA of that direction",
-            )
+def identities(spec: SaSpec) -> list[tuple[tuple[object, ...], str]]:
+    """What no other SA of a port may have, each with what to say if one does: the id per direction, the inbound SPI
+    per protocol, the key with its salt per direction. To be compared, never shown."""
+    sa = spec.sa
+    found: list[tuple[tuple[object, ...], str]] = [
+        ((sa.direction, "id", spec.id), f"id {spec.id} is used twice")
+    ]
+    if not spec.outbound:
+        found.append((("spi", spec.suite.protocol, sa.spi), f"inbound spi {sa.spi:#x} is used twice"))
+    found.append(
+        (
+            (sa.direction, sa.cipher_key, sa.auth_key, sa.salt),
+            "has the key and salt of another SA of that direction",
         )
-        for key, message in keys:
-            if key in seen:
+    )
+    return found
+
+
+def refuse_doubles(sas: Iterable[SaSpec]) -> None:
+    """ConfigError when two SAs share what :func:`identities` names."""
+    seen: set[tuple[object, ...]] = set()
+    for spec in sas:
+        for identity, message in identities(spec):
+            if identity in seen:
                 raise ConfigError(f"sa id {spec.id}: {message}")
-            seen[key] = spec
+            seen.add(identity)
