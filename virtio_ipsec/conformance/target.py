@@ -11,6 +11,7 @@ from virtio_ipsec.driver.link import Link
 from virtio_ipsec.errors import ConfigError, VirtioIpsecError
 from virtio_ipsec.transport.targets import loopback
 from virtio_ipsec.transport.uplink import open_uplink
+from virtio_ipsec.transport.vhost_user.target import vhost_user
 from virtio_ipsec.transport.wire import Wired
 from virtio_ipsec.wire.dialect import Dialect
 
@@ -63,7 +64,7 @@ Factory = Callable[[str, Dialect], Target]
 
 def factories() -> dict[str, Factory]:
     """Target name -> factory: the built-in ones and those of installed packages."""
-    found: dict[str, Factory] = {"loopback": loopback}
+    found: dict[str, Factory] = {"loopback": loopback, "vhost-user": vhost_user}
     for entry in entry_points(group=ENTRY_POINTS):
         found.setdefault(entry.name, entry.load())
     return found

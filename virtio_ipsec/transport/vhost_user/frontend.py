@@ -168,9 +168,7 @@ class VhostUserLink:
         takes what it had taken once more; a packed one cannot (TransportError). With the IPsec binding the device
         has been reset, and virtqueues are forgotten: start the driver anew.
         """
-        self._channel.close()
-        self._changes_before = self.config_changes + 1
-        self._open()
+        self._renew()
         if self.has_binding:
             self._forget()
             return
@@ -186,6 +184,16 @@ class VhostUserLink:
         if self._channel.has(_F.STATUS):
             self._channel.tell(Request.SET_STATUS, self._status)
         self.vrings.kick_all()
+
+    def restart(self) -> None:
+        """Connect anew and forget all virtqueues: for a driver that begins with a reset."""
+        self._forget()
+        self._renew()
+
+    def _renew(self) -> None:
+        self._channel.close()
+        self._changes_before = self.config_changes + 1
+        self._open()
 
     def close(self) -> None:
         """Close the connection and everything that was shared. The device loses its driver."""
