@@ -2,6 +2,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "dirty.h"
 #include "guard.h"
 #include "memory.h"
 
@@ -110,6 +111,43 @@ bool memory_copy_out(const struct vipsec_memory *memory, uint64_t guest, void *t
         len -= step;
     }
     return true;
+}
+
+int vipsec_memory_read(struct vipsec_memory *memory, uint64_t guest, uint8_t *to, size_t len) {
+    struct guard_frame frame;
+    if (guard_enter(&frame, memory) != 0) {
+        return -VIPSEC_FAULT_MEMORY;
+    }
+    const bool inside = memory_copy_out(memory, guest, to, len);
+    guard_leave(&frame);
+    return inside ? 0 : -VIPSEC_FAULT_ADDRESS;
+}
+
+static bool copy_in(const struct vipsec_memory *memory, uint64_t guest, const uint8_t *from, size_t len) {
+    if (!memory_inside(memory, guest, len)) {
+        return false;
+    }
+    while (len > 0) {
+        const struct vipsec_region *region = memory_region(memory, guest);
+        const uint64_t offset = guest - region->guest_addr, here = region->size - offset;
+        const size_t step = here < len ? (size_t)here : len;
+        memcpy(region->host + offset, from, step);
+        dirty_mark(memory, guest, step);
+        from += step;
+        guest += step;
+        len -= step;
+    }
+    return true;
+}
+
+int vipsec_memory_write(struct vipsec_memory *memory, uint64_t guest, const uint8_t *from, size_t len) {
+    struct guard_frame frame;
+    if (guard_enter(&frame, memory) != 0) {
+        return -VIPSEC_FAULT_MEMORY;
+    }
+    const bool inside = copy_in(memory, guest, from, len);
+    guard_leave(&frame);
+    return inside ? 0 : -VIPSEC_FAULT_ADDRESS;
 }
 
 void vipsec_memory_set_log(struct vipsec_memory *memory, uint8_t *log, uint64_t size) {

@@ -219,6 +219,11 @@ void vipsec_memory_set_log(struct vipsec_memory *memory, uint8_t *log, uint64_t 
  * part of it. */
 void vipsec_memory_set_inflight(struct vipsec_memory *memory, uint8_t *mapping, uint64_t size);
 
+/* Copies between guest addresses and private memory. 0; or a fault negated: ADDRESS for a range that is not wholly inside
+ * (nothing was copied), MEMORY when it has vanished under our hands (some may have been). len > 0. */
+int vipsec_memory_read(struct vipsec_memory *memory, uint64_t guest, uint8_t *to, size_t len);
+int vipsec_memory_write(struct vipsec_memory *memory, uint64_t guest, const uint8_t *from, size_t len);
+
 /* No queue may be left over it. NULL is allowed. */
 void vipsec_memory_free(struct vipsec_memory *memory);
 

@@ -37,8 +37,13 @@ _NUM_BUFFERS_AT = 10
 class ByteDevice(Protocol):
     """The byte level of the device, which is all that the rings need of it."""
 
-    config: DeviceConfig
-    context: DataPlaneContext
+    @property
+    def config(self) -> DeviceConfig:
+        """What it is."""
+
+    @property
+    def context(self) -> DataPlaneContext:
+        """What its control plane has decided."""
 
     @property
     def is_operating(self) -> bool:
@@ -193,17 +198,21 @@ class Rings:
         if not self.device.is_operating:
             return
         for received in self.device.receive(frame):
-            index = 2 * received.queue
-            queue = self._queues.get(index)
-            if queue is None:
-                self.device.context.counters.refuse_rx(Reason.QUEUE_DISABLED)
-                continue
-            try:
-                if not self._fill(queue, received.buffer):
-                    self.device.context.counters.refuse_rx(Reason.NO_BUFFER)
-                self._gather(index, queue)
-            except (RingError, MemoryAccessError):
-                self.device.needs_reset()
+            self.place(received)
+
+    def place(self, received: Received) -> None:
+        """What is for the driver into a receive queue, or dropped and counted."""
+        index = 2 * received.queue
+        queue = self._queues.get(index)
+        if queue is None:
+            self.device.context.counters.refuse_rx(Reason.QUEUE_DISABLED)
+            return
+        try:
+            if not self._fill(queue, received.buffer):
+                self.device.context.counters.refuse_rx(Reason.NO_BUFFER)
+            self._gather(index, queue)
+        except (RingError, MemoryAccessError):
+            self.device.needs_reset()
 
     def _work(self, index: int) -> Callable[[Chain, list[bytes]], int] | None:
         """What to do with a chain of this queue, or None when a kick means nothing there."""

@@ -87,11 +87,14 @@ class PortOwner(Protocol):
 class Port:
     """One device's packet path. ``owner`` is called from inside the workers' calls.
 
+    Without ``interrupts`` the owner is not told of them: the eventfds of the queues are.
     An error that the owner raises ends nothing in C; the worker's call that the owner was called from raises the first
     one when it is done.
     """
 
-    def __init__(self, table: FastSaTable, config: PortConfig, owner: PortOwner) -> None:
+    def __init__(
+        self, table: FastSaTable, config: PortConfig, owner: PortOwner, *, interrupts: bool = True
+    ) -> None:
         ffi, lib = native.extension()
         self.owner = owner
         self.config = config
@@ -100,7 +103,8 @@ class Port:
         calls: Any = ffi.new("struct vipsec_port_calls *")
         calls.user = self._user
         calls.uplink = lib.vipsec_python_uplink
-        calls.interrupt = lib.vipsec_python_interrupt
+        if interrupts:
+            calls.interrupt = lib.vipsec_python_interrupt
         calls.punt_tx = lib.vipsec_python_punt_tx
         calls.punt_rx = lib.vipsec_python_punt_rx
         handle = lib.vipsec_port_new(table.handle, _c_config(config), calls)
@@ -216,6 +220,12 @@ class Worker:
             at += len(frame)
         with _raising():
             lib.vipsec_worker_receive(self._handle, batch, len(frames))
+
+    def deliver(self, pair: int, data: bytes) -> None:
+        """One buffer (header and frame) into a receive queue, or it is dropped and counted."""
+        _, lib = native.extension()
+        with _raising():
+            lib.vipsec_worker_deliver(self._handle, pair, data, len(data))
 
     def counts(self) -> dict[str, int]:
         """Event counts by the names of :class:`virtio_ipsec.device.counters.Counters`, those that are not zero."""

@@ -1,0 +1,509 @@
+"""One device at work: its queues in shared memory, its uplink, who controls it, and the threads in between.
+
+Which transport shows the device to a driver is not known here. The transport calls in the control thread (the one that
+runs :attr:`ServedPort.loop`), holds no lock when it does so, and takes :attr:`ServedPort.lock` for what it asks
+:attr:`ServedPort.device` itself.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field, replace
+from time import monotonic_ns
+from typing import TYPE_CHECKING
+
+from virtio_ipsec.device.device import Device
+from virtio_ipsec.errors import ConfigError, DeviceStateError, RingError
+from virtio_ipsec.fastpath.rings import fast_memory
+from virtio_ipsec.ring.base import DeviceQueue
+from virtio_ipsec.ring.memory import GuestMemory
+from virtio_ipsec.transport.bells import Bell, check_eventfd
+from virtio_ipsec.transport.datapath import NativePath, NativeWork, PythonWork, Surroundings
+from virtio_ipsec.transport.exchange import Exchange, Operator
+from virtio_ipsec.transport.lane import SPIN, Lane
+from virtio_ipsec.transport.loop import Loop, Timer
+from virtio_ipsec.transport.rings import PortRings, QueuePlace, new_queue
+from virtio_ipsec.transport.uplink import Uplink
+from virtio_ipsec.wire.numbers import Feature, has
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+_log = logging.getLogger(__name__)
+
+#: Commands of a control or administration queue that are run before others have their turn.
+_COMMANDS = 16
+
+
+@dataclass(slots=True)
+class _Slot:
+    """One queue index."""
+
+    call: Bell = field(default_factory=Bell)
+    err: Bell = field(default_factory=Bell)
+    kick: int | None = None
+    enabled: bool = False
+    place: QueuePlace | None = None
+    queue: DeviceQueue | None = None
+
+
+class ServedPort:
+    """A device, its uplink and its threads; owns them all from here on, and ``operator`` too.
+
+    Without ``operator`` the driver controls IPsec. ``clock``: monotonic nanoseconds.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        uplink: Uplink,
+        operator: Operator | None = None,
+        *,
+        name: str = "port",
+        clock: Callable[[], int] = monotonic_ns,
+        spin: int = SPIN,
+    ) -> None:
+        self.name = name
+        self.device = device
+        self.uplink = uplink
+        self.operator = operator
+        self.loop = Loop()
+        self.lock = threading.RLock()
+        #: Called in the control thread when the device's status or configuration may have changed by itself.
+        self.on_change: Callable[[], None] = lambda: None
+        self._spin = spin
+        self._memory = GuestMemory.anonymous(4096)
+        self._log_view: WriteableBuffer | None = None
+        self._inflight: WriteableBuffer | None = None
+        self._exchange = Exchange(device, operator, clock)
+        self._around = Surroundings(self._exchange, uplink, self.lock, self._look_soon)
+        self._around.rings = PortRings(self._exchange, self._memory)
+        self._around.ring_bells = self._ring_bells
+        self._path: NativePath | None = None
+        self._counted: Counter[str] = Counter()
+        self._slots = [_Slot() for _ in range(self._around.rings.admin_queue_index + 1)]
+        self._lanes: dict[int, Lane] = {}
+        self._works: dict[int, PythonWork | NativeWork] = {}
+        self._commands = select.epoll()
+        self._kicked: dict[int, int] = {}
+        self._looking = False
+        self._timer: tuple[int, Timer] | None = None
+        self._closed = False
+        self.loop.add(self._commands.fileno(), self._command_kicks)
+        self._lane(0)
+        self._look()
+
+    # What the transport asks.
+
+    @property
+    def queue_count(self) -> int:
+        """Virtqueues, the administration queue included."""
+        return len(self._slots)
+
+    @property
+    def negotiated(self) -> int:
+        """The features in force; 0 before negotiation."""
+        return self.device.context.features
+
+    def started(self, index: int) -> bool:
+        """Whether the queue has been started and not stopped."""
+        return self._slots[index].queue is not None
+
+    # What the transport says, in the control thread.
+
+    def set_memory(self, memory: GuestMemory, places: dict[int, QueuePlace] | None = None) -> None:
+        """The guest's memory is this from now on; what was shared before is no longer touched. Started queues go on in
+        it, at ``places`` where one is named; RingError when one cannot, and then it has stopped."""
+        with self._all_parked():
+            going = {
+                i: replace((places or {}).get(i, slot.place), state=slot.queue.state())
+                for i, slot in enumerate(self._slots)
+                if slot.queue is not None and slot.place is not None
+            }
+            for index in going:
+                self._forget(index)
+            self._memory = memory
+            self._share()
+            with self.lock:
+                self._around.rings = PortRings(self._exchange, memory)
+            for index, place in going.items():
+                self._make(index, place)
+
+    def set_log(self, view: WriteableBuffer | None) -> None:
+        """The dirty log: stores into guest memory are noted there from now on. Those into rings as their places say."""
+        with self._all_parked():
+            self._log_view = view
+            if view is not None or self._shares():
+                fast_memory(self._memory).set_log(view)
+
+    def set_queue_log(self, index: int, used: int | None) -> None:
+        """Where a queue's device area counts as lying in the dirty log; None: it is not logged."""
+        slot = self._slots[index]
+        if slot.place is not None and slot.queue is not None and slot.place.log != used:
+            with self._parked(index):
+                slot.place = replace(slot.place, log=used)
+                slot.queue.set_log(used)  # type: ignore[attr-defined]
+
+    def set_inflight(self, view: WriteableBuffer | None) -> None:
+        """What the in-flight regions of queues lie in; before those are started that have one."""
+        if any(slot.place is not None and slot.place.inflight is not None for slot in self._slots):
+            raise DeviceStateError("a queue uses its region of the in-flight buffer")
+        self._inflight = view
+        self._share()
+
+    def begin(self) -> None:
+        """Features have been negotiated: queues can be started. Before the first one."""
+        if self._path is None and self.device.fast is not None and self.operator is None and self.negotiated:
+            with self._all_parked(), self.lock:
+                self._path = NativePath(self._around, self.device.fast)
+                self._path.publish()
+                self._give_work()
+
+    def start_queue(self, index: int, place: QueuePlace) -> None:
+        """Take a queue into use. RingError or DeviceStateError when that cannot be."""
+        slot = self._slots[index]
+        if not self.negotiated or slot.queue is not None:
+            raise DeviceStateError(f"queue {index} cannot be started now")
+        if place.layout.size > self._around.rings.queue_max_size(index):
+            raise DeviceStateError(f"queue {index} cannot have {place.layout.size} entries")
+        self.begin()
+        with self._parked(index):
+            self._make(index, place)
+
+    def stop_queue(self, index: int) -> int:
+        """Nothing is done on the queue any more, and nothing is half done; its ring position."""
+        slot = self._slots[index]
+        if slot.queue is None:
+            raise DeviceStateError(f"queue {index} is not started")
+        with self._parked(index):
+            state = slot.queue.state()
+            self._forget(index)
+            slot.place = None
+        return state
+
+    def set_enabled(self, index: int, on: bool) -> None:
+        """A queue that is started but not enabled delivers nothing, and what it is to send is discarded."""
+        slot = self._slots[index]
+        if slot.enabled != on:
+            slot.enabled = on
+            if slot.queue is not None:
+                with self._parked(index):
+                    self._show(index)
+                self._kick(index)
+
+    def set_kick(self, index: int, fd: int | None) -> None:
+        """The eventfd that tells of available buffers, owned from here on; None: none, the queue is to be polled."""
+        slot = self._slots[index]
+        try:
+            if fd is not None:
+                check_eventfd(fd)
+        except Exception:
+            os.close(fd)  # type: ignore[arg-type]
+            raise
+        with self._parked(index) if slot.queue is not None else nullcontext():
+            self._unwatch(index)
+            if slot.kick is not None:
+                os.close(slot.kick)
+            slot.kick = fd
+            self._watch(index)
+
+    def set_call(self, index: int, fd: int | None) -> None:
+        """The eventfd of used buffer notifications, owned from here on. At any time."""
+        self._slots[index].call.attach(fd)
+
+    def set_err(self, index: int, fd: int | None) -> None:
+        """The eventfd that is told when the queue breaks, owned from here on. At any time."""
+        self._slots[index].err.attach(fd)
+
+    def wake(self) -> None:
+        """The device's status has changed: there may be work, of which nobody told while it was not allowed."""
+        for lane in self._lanes.values():
+            lane.wake()
+        for index, slot in enumerate(self._slots):
+            if slot.queue is not None:
+                self._kick(index)
+
+    def reset(self) -> None:
+        """Device reset: queues are forgotten, with them all that the driver had set up. Eventfds stay."""
+        with self._all_parked():
+            for index, slot in enumerate(self._slots):
+                if slot.queue is not None:
+                    self._forget(index)
+                slot.place = None
+            with self.lock:
+                self.device.reset()
+                if self._path is not None:
+                    self._counted.update(self._path.counts())
+                self._path = None
+                self._give_work()
+
+    def disconnect(self) -> None:
+        """The driver's side is gone: reset, and nothing that it shared is kept."""
+        self.reset()
+        self._inflight = self._log_view = None
+        with self._all_parked():
+            for index, slot in enumerate(self._slots):
+                slot.enabled = False
+                slot.call.attach(None)
+                slot.err.attach(None)
+                self._unwatch(index)
+                if slot.kick is not None:
+                    os.close(slot.kick)
+                    slot.kick = None
+            with self.lock:
+                self._memory = GuestMemory.anonymous(4096)
+                self._around.rings = PortRings(self._exchange, self._memory)
+
+    # For whoever runs the port.
+
+    def count(self, name: str) -> None:
+        """One event more that the transport counts. In the control thread."""
+        self._counted[name] += 1
+
+    def counters(self) -> Counter[str]:
+        """Event counts since the port was made: the device's, the operator's, and with ``uplink_`` the uplink's."""
+        with self.lock:
+            found = Counter(self.device.counters())
+            found.update(self._counted)
+            if self._path is not None:
+                found.update(self._path.counts())
+            if self.operator is not None:
+                found.update(self.operator.counters())
+        found.update({f"uplink_{name}": count for name, count in self.uplink.counters().items()})
+        return found
+
+    def close(self) -> None:
+        """End the threads and release everything. Not while another thread runs the loop. Raises Stuck when a thread
+        does not end; it goes with the process."""
+        if self._closed:
+            return
+        self._closed = True
+        self.disconnect()
+        for lane in self._lanes.values():
+            lane.close()
+        self._lanes.clear()
+        for slot in self._slots:
+            slot.call.close()
+            slot.err.close()
+        self.loop.remove(self._commands.fileno())
+        self._commands.close()
+        self.loop.close()
+        self.uplink.close()
+
+    # Queues.
+
+    def _make(self, index: int, place: QueuePlace) -> None:
+        """A started queue at its index; its lane is parked."""
+        slot = self._slots[index]
+        try:
+            slot.queue = new_queue(self._memory, place, self.negotiated, slot.call.fd, slot.err.fd)
+        except RingError:
+            slot.place = None
+            raise
+        slot.place = replace(place, state=None)
+        self._show(index)
+        self._watch(index)
+        self._kick(index)
+
+    def _forget(self, index: int) -> None:
+        self._unwatch(index)
+        queue, self._slots[index].queue = self._slots[index].queue, None
+        self._show(index)
+        del queue  # not before nobody works with it
+
+    def _show(self, index: int) -> None:
+        """Let the queue, or that there is none, be seen by who works with it."""
+        slot = self._slots[index]
+        used = slot.queue if slot.enabled else None
+        with self.lock:
+            self._around.rings.use(index, used)
+            if not self._is_data(index):
+                return
+            pair = index >> 1
+            self._lane(pair)
+            work = self._works[pair]
+            if index & 1:
+                work.discarded = None if slot.enabled else slot.queue
+            if self._path is not None and isinstance(work, NativeWork):
+                receive, transmit = (self._around.rings.queue(2 * pair + side) for side in (0, 1))
+                self._path.set_queues(pair, receive, transmit)
+                work.queue = transmit
+            self._steer()
+
+    def _steer(self) -> None:
+        """A front-end that keeps the control queue to itself says by enabling queues how many pairs are in use."""
+        context = self.device.context
+        if not context.has(Feature.NET_F_MQ) or self.started(self._around.rings.control_queue_index):
+            return
+        pairs = 1
+        while pairs < context.config.max_queue_pairs and self._around.rings.queue(2 * pairs) is not None:
+            pairs += 1
+        if not context.steering.rss and context.steering.queue_pairs != pairs:
+            context.steering = replace(context.steering, queue_pairs=pairs)
+            if self._path is not None:
+                self._path.publish()
+
+    def _is_data(self, index: int) -> bool:
+        """Whether it is a receive or transmit queue, as things are negotiated."""
+        return index < min(self._around.rings.control_queue_index, self._around.rings.admin_queue_index)
+
+    def _shares(self) -> bool:
+        return any(slot.queue is not None for slot in self._slots)
+
+    def _share(self) -> None:
+        """Let C know what belongs to the memory."""
+        if self._log_view is not None:
+            fast_memory(self._memory).set_log(self._log_view)
+        if self._inflight is not None:
+            fast_memory(self._memory).set_inflight(self._inflight)
+
+    # Threads.
+
+    def _lane(self, pair: int) -> Lane:
+        lane = self._lanes.get(pair)
+        if lane is None:
+            self._works[pair] = self._new_work(pair)
+            lane = Lane(f"{self.name}-{pair}", self._works[pair], self._set_free, self._spin)
+            self._lanes[pair] = lane
+            readable = self.uplink.fileno() if pair == 0 else None
+            if readable is not None:
+                lane.watch(readable, edge=False)
+        return lane
+
+    def _give_work(self) -> None:
+        """To all lanes, which are parked: work of the path that there is now."""
+        for pair, lane in self._lanes.items():
+            lane.work = self._works[pair] = self._new_work(pair)
+
+    def _new_work(self, pair: int) -> PythonWork | NativeWork:
+        source = self._source(pair)
+        if self._path is None:
+            return PythonWork(self._around, pair, source)
+        return NativeWork(self._around, self._path, pair, source)
+
+    def _source(self, pair: int) -> Uplink | None:
+        """The uplink, for the one lane that reads it."""
+        return self.uplink if pair == 0 and self.uplink.fileno() is not None else None
+
+    @contextmanager
+    def _parked(self, index: int) -> Iterator[None]:
+        """Nobody works on the queue."""
+        if not self._is_data(index):
+            yield
+            return
+        with self._lane(index >> 1).parked():
+            yield
+
+    @contextmanager
+    def _all_parked(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            for lane in self._lanes.values():
+                stack.enter_context(lane.parked())
+            yield
+
+    def _set_free(self) -> None:
+        """Whatever the driver's side may have blocked a thread with."""
+        for slot in self._slots:
+            slot.call.free()
+            slot.err.free()
+
+    def _watch(self, index: int) -> None:
+        slot = self._slots[index]
+        if slot.queue is None:
+            return
+        if self._is_data(index):
+            lane = self._lane(index >> 1)
+            if index & 1:  # who offers buffers to receive into need not say so
+                lane.unannounced = slot.kick is None
+                if slot.kick is not None:
+                    lane.watch(slot.kick, edge=True)
+        elif slot.kick is not None:
+            self._commands.register(slot.kick, select.EPOLLIN | select.EPOLLET)
+            self._kicked[slot.kick] = index
+
+    def _unwatch(self, index: int) -> None:
+        kick = self._slots[index].kick
+        if kick is None:
+            return
+        if self._kicked.pop(kick, None) is not None:
+            self._commands.unregister(kick)
+        for lane in self._lanes.values():
+            lane.unwatch(kick)
+
+    def _kick(self, index: int) -> None:
+        """Look at a queue that has begun or goes on, whether or not its driver says anything."""
+        if not self._is_data(index):
+            self.loop.call(lambda: self._run_commands(index))
+
+    def _ring_bells(self, indices: set[int]) -> None:
+        for index in indices:
+            self._slots[index].call.ring()
+
+    # The control thread's part.
+
+    def _command_kicks(self) -> None:
+        with suppress(InterruptedError):
+            for fd, _ in self._commands.poll(0):
+                self._run_commands(self._kicked[fd])
+
+    def _run_commands(self, index: int) -> None:
+        with self.lock:
+            rings = self._around.rings
+            if self._slots[index].queue is None or self._is_data(index):
+                return
+            done, _ = rings.work_off(index, _COMMANDS)
+            if self._path is not None:
+                self._path.publish()
+            self._ring_bells(rings.take_interrupts())
+        self._look()
+        if done == _COMMANDS:
+            self.loop.call(lambda: self._run_commands(index))
+
+    def _look_soon(self) -> None:
+        """From any thread: the control thread has something to look at."""
+        if not self._looking:
+            self._looking = True
+            self.loop.call(self._look)
+
+    def _look(self) -> None:
+        """What the device and the operator want of the control thread."""
+        self._looking = False
+        with self.lock:
+            due = self._around.due = self._exchange.deadline()
+        if self._timer is not None and self._timer[0] != due:
+            self._timer[1].cancel()
+            self._timer = None
+        if due is not None and self._timer is None:
+            self._timer = due, self.loop.at(due, self._tick)
+        self.on_change()
+
+    def _tick(self) -> None:
+        self._timer = None
+        with self.lock:
+            self._exchange.tick()
+            to_wire, to_guest = self._exchange.take()
+            if self._path is None:
+                for received in to_guest:
+                    self._around.rings.place(received)
+                self._ring_bells(self._around.rings.take_interrupts())
+        if self._path is not None:
+            self._path.deliver(to_guest)
+        if to_wire:
+            self.uplink.send(to_wire)
+        self._look()
+
+
+def check_features(features: int, control_by_operator: bool) -> None:
+    """ConfigError when a port that an operator controls would offer IPsec to the driver."""
+    if control_by_operator and any(
+        has(features, bit) for bit in (Feature.F_ADMIN_VQ, Feature.NET_F_IPSEC, Feature.NET_F_OUT_NET_HEADER)
+    ):
+        raise ConfigError(
+            "a port that the operator controls offers neither ADMIN_VQ nor IPSEC nor OUT_NET_HEADER"
+        )
