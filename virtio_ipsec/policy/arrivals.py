@@ -115,6 +115,9 @@ class Arrivals:
         if found is not None and held is not None and (ours or not held.spec.params.is_tunnel):
             if self._open(arrival, held, found, now, out):
                 return
+            if ours:
+                self._state.drop("rx", Reason.NOT_IPSEC)  # ESP in UDP, for an SA without
+                return
         elif ours and found is not None and (not found.udp or found.udp_dport == udp.PORT):
             self._state.drop("rx", Reason.UNKNOWN_SA)
             return

@@ -35,6 +35,7 @@ _VERSIONS = {ethertype: version for version, ethertype in ethernet.ETHERTYPES.it
 #: The source of errors on a port that has no address of the version: RFC 7600 reserves the first for that.
 _DUMMY4 = IPv4Address("192.0.0.8")
 _TAGGED = "tagged"
+_MISDIRECTED = "misdirected"
 
 
 class Departures:
@@ -122,8 +123,8 @@ class Departures:
 
     def _bypass(self, departure: Departure, out: Output) -> None:
         state = self._state
-        if state.underlay and departure.link[:6] == state.underlay.mac != departure.link[6:12]:
-            state.drop("tx", "misdirected")  # the port is a gateway to its tunnels, and to nowhere else
+        if self._is_for_the_port(departure):
+            state.drop("tx", _MISDIRECTED)
             return
         state.count("tx", "bypassed")
         if departure.frame is not None:
@@ -132,11 +133,19 @@ class Departures:
         pieces = self._cut(departure.packet.data, min(state.spec.mtu, state.wire_mtu))
         out.to_wire.extend(departure.link + piece for piece in pieces)
 
+    def _is_for_the_port(self, departure: Departure) -> bool:
+        """Whether the guest takes the port for a gateway: it is one to its tunnels, and to nowhere else."""
+        underlay, link = self._state.underlay, departure.link
+        return underlay is not None and link[:6] == underlay.mac != link[6:12]
+
     # ---- protection ----
 
     def _protect(self, departure: Departure, held: HeldSa, now: int, out: Output) -> None:
         peer = tunnel_target(held.spec.params)
         path = None
+        if peer is None and self._is_for_the_port(departure):
+            self._state.drop("tx", _MISDIRECTED)
+            return
         if peer is not None:
             if departure.tagged:
                 self._state.drop("tx", _TAGGED)  # the tunnel would mix it with the traffic of no VLAN

@@ -62,11 +62,14 @@ class Underlay:
         """Whether the address is one of ours."""
         return any(each.ip == address for each in self.addresses)
 
+    def is_on_link(self, target: Address) -> bool:
+        """Whether the address is of a neighbour: within a prefix of ours, or link-local."""
+        near = any(target.version == each.version and target in each.network for each in self.addresses)
+        return near or (target.version == 6 and target.is_link_local)
+
     def hop(self, target: Address) -> Address | None:
         """The neighbour that packets for ``target`` go to: itself when on-link, a gateway, or None."""
-        if any(target.version == each.version and target in each.network for each in self.addresses):
-            return target
-        if target.version == 6 and target.is_link_local:
+        if self.is_on_link(target):
             return target
         return next((each for each in self.gateways if each.version == target.version), None)
 
@@ -141,7 +144,7 @@ def _underlay(table: Table) -> Underlay:
     next_hop = None if table.values.get("next_hop", AUTO) == AUTO else table.mac("next_hop")
     result = Underlay(mac, found, mtu, next_hop, gateways)
     for gateway in gateways:
-        if result.hop(gateway) != gateway:
+        if not result.is_on_link(gateway):
             table.refuse("gateways", "must be on-link: within the prefix of one of the addresses")
         if result.owns(gateway):
             table.refuse("gateways", "must not be our own address")
@@ -158,7 +161,7 @@ def _interface(table: Table, text: str, name: str = "addresses") -> Interface:
         address.is_unspecified
         or address.is_multicast
         or address.is_loopback
-        or getattr(address, "scope_id", None)
+        or getattr(found, "scope_id", None)
     ):
         table.refuse(name, "must be addresses of one host, without a zone")
     if name != "addresses" and "/" in text:

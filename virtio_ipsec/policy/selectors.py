@@ -226,6 +226,7 @@ class Policy:
     rules: tuple[Rule, ...]
     default: Action
     inbound: Mapping[int, InboundSa] = field(default_factory=dict)
+    _ordered: tuple[tuple[int, Rule], ...] = field(default=(), init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.default is Action.PROTECT:
@@ -235,10 +236,12 @@ class Policy:
                 raise ConfigError(f"rule {number}: an SA goes with protect, and with that only")
             if not 0 <= rule.priority <= 0xFFFF_FFFF:
                 raise ConfigError(f"rule {number}: priority {rule.priority} has more than 32 bits")
+        tried = sorted(enumerate(self.rules), key=lambda item: -item[1].priority)
+        object.__setattr__(self, "_ordered", tuple(tried))
 
     def ordered(self) -> Iterable[tuple[int, Rule]]:
         """The rules with their places, in the order in which they are tried."""
-        return sorted(enumerate(self.rules), key=lambda item: -item[1].priority)
+        return self._ordered
 
     def outbound(self, packet: bytes) -> Decision:
         """What to do with an IP packet that wants to leave."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -71,8 +71,9 @@ class PortState:
         self.guest_mac = spec.guest_mac
         self.generation = 0
         self.flows: dict[str, Flow] = {}
-        self.policy = Policy((), spec.default or Action.DROP)
-        self._others: Mapping[int, Action] = {}
+        self._default = spec.default or Action.DROP
+        self._policy: Policy | None = None
+        self._others: dict[int, Action] = {}
         self._learnt = -RELEARN
 
     @property
@@ -86,20 +87,27 @@ class PortState:
         return self.spec.underlay.mtu if self.spec.underlay else self.spec.mtu
 
     def rules_changed(self) -> None:
-        """Flows or SAs are others now: the classifier is made anew."""
-        rules = tuple(rule for flow in self.flows.values() for rule in flow.rules)
-        admitted = {sa.spec.id: sa.spec.admitted for sa in self.sas if sa.spec.admitted is not None}
-        self.policy = Policy(rules, self.policy.default, MappingProxyType(admitted))
-        others: dict[int, Action] = {}
-        for flow in ordered(self.flows.values()):
-            for ethertype in flow.ethertypes:
-                others.setdefault(ethertype, flow.action)
-        self._others = others
+        """Flows or SAs are others now: the classifier is made anew when it is asked next."""
+        self._policy = None
         self.generation += 1
+
+    @property
+    def policy(self) -> Policy:
+        """The classifier. Thousands of SAs are added one by one: it is not made for each."""
+        if self._policy is None:
+            rules = tuple(rule for flow in self.flows.values() for rule in flow.rules)
+            admitted = {sa.spec.id: sa.spec.admitted for sa in self.sas if sa.spec.admitted is not None}
+            self._policy = Policy(rules, self._default, MappingProxyType(admitted))
+            self._others = {}
+            for flow in ordered(self.flows.values()):
+                for ethertype in flow.ethertypes:
+                    self._others.setdefault(ethertype, flow.action)
+        return self._policy
 
     def action_for(self, ethertype: int) -> Action:
         """What happens to frames that are not IP."""
-        return self._others.get(ethertype, self.policy.default)
+        default = self.policy.default
+        return self._others.get(ethertype, default)
 
     def learn_guest(self, mac: bytes, now: int) -> None:
         """A frame of the guest came from ``mac``."""
