@@ -28,6 +28,8 @@ class PortPlan:
     uplink: str
     spec: PortSpec
     config: Config
+    #: The wire side of another port, whose uplink is a front-end: a device that knows no IPsec.
+    is_wire: bool = False
 
     @property
     def by_operator(self) -> bool:
@@ -38,7 +40,7 @@ class PortPlan:
         """The device that stands behind the socket. ConfigError when there can be none."""
         config = DeviceConfig(
             dialect=self.config.dialect,
-            features=IMPLEMENTED & ~_DRIVERS_IPSEC if self.by_operator else IMPLEMENTED,
+            features=IMPLEMENTED & ~_DRIVERS_IPSEC if self.by_operator or self.is_wire else IMPLEMENTED,
             mtu=self.spec.mtu,
             max_queue_pairs=self.spec.queue_pairs,
             queue_size=QUEUE_SIZE,
@@ -68,6 +70,14 @@ def plan_ports(
         except ConfigError as error:
             raise ConfigError(f"port {plan.name}: {error}") from None
     return plans
+
+
+def wire_port(plan: PortPlan, socket: str) -> PortPlan:
+    """The device at the other end of a port's wire, for a front-end at ``socket``."""
+    mtu = plan.spec.underlay.mtu if plan.spec.underlay else plan.spec.mtu
+    spec = PortSpec(Control.GUEST, mtu=mtu, queue_pairs=plan.spec.queue_pairs)
+    config = Config(plan.config.dialect, (), (), spec)
+    return PortPlan(f"{plan.name}-uplink", socket, f"port {plan.name}", spec, config, is_wire=True)
 
 
 def _plan(number: int, config: Config, socket: str | None, uplink: str | None) -> PortPlan:

@@ -1,0 +1,72 @@
+"""Serve virtio-net devices with IPsec over vhost-user, until SIGTERM.
+
+QEMU and DPDK attach to the socket as to any vhost-user-net backend; what is protected, and how, the operator's
+configuration says, and the guest knows nothing of it. A port without a configuration, or with control = "guest", leaves
+IPsec to the driver, which has to speak the binding in spec/vhost-user-binding.md.
+
+uplinks:
+{uplinks}
+  vhost-user:PATH            a second front-end, at PATH, on the side where frames are protected
+
+examples:
+  virtio-ipsec serve --config port.toml --socket /run/vm1.sock --uplink tap:tap0
+  virtio-ipsec serve --config ports.toml --log-json
+  virtio-ipsec serve --config port.toml --check
+  virtio-ipsec serve --socket /tmp/driver.sock --uplink unix:/tmp/wire.sock
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from virtio_ipsec.cli.configs import read_ports
+from virtio_ipsec.cli.exits import DONE
+from virtio_ipsec.cli.logs import log_to_stderr
+from virtio_ipsec.device.fast import ENGINES
+from virtio_ipsec.transport.service import Service, Settings
+from virtio_ipsec.transport.service_plan import PortPlan, plan_ports
+from virtio_ipsec.transport.uplink import grammar
+
+__doc__ = (__doc__ or "").format(uplinks=grammar())
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's arguments."""
+    parser.add_argument(
+        "--config", metavar="FILE", help="ports, SAs and flows (TOML); without it the driver controls"
+    )
+    parser.add_argument("--socket", metavar="PATH", help="the vhost-user socket, of a single port")
+    parser.add_argument(
+        "--client", action="store_true", help="connect to the sockets instead of listening on them"
+    )
+    parser.add_argument(
+        "--uplink", metavar="URI", help="where frames leave to and arrive from, of a single port"
+    )
+    parser.add_argument("--engine", default="auto", choices=ENGINES, help="default: %(default)s")
+    parser.add_argument("--check", action="store_true", help="look at the configuration and serve nothing")
+    parser.add_argument("--log-json", action="store_true", help="log one JSON object per line")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serve, or check."""
+    configs = read_ports(arguments.config) if arguments.config else None
+    plans = plan_ports(configs, socket=arguments.socket, uplink=arguments.uplink)
+    if arguments.check:
+        for plan in plans:
+            print(_summary(plan))
+        return DONE
+    log_to_stderr(as_json=arguments.log_json)
+    with Service(plans, Settings(engine=arguments.engine, client=arguments.client)) as service:
+        service.run()
+    return DONE
+
+
+def _summary(plan: PortPlan) -> str:
+    """What is right about a port."""
+    parts = [f"port {plan.name}: {plan.spec.control} control"]
+    if plan.by_operator:
+        outbound = sum(spec.outbound for spec in plan.config.sas)
+        parts.append(f"{outbound} outbound and {len(plan.config.sas) - outbound} inbound SAs")
+        parts.append(f"{len(plan.config.flows)} flows, default {plan.spec.default}")
+    parts += [f"socket {plan.socket}", f"uplink {plan.uplink}"]
+    return ", ".join(parts)

@@ -1,0 +1,222 @@
+"""A service: ports behind vhost-user sockets, until somebody says stop.
+
+Each port has threads of its own; what is common to them (signals) lives in the thread that
+calls :meth:`Service.run`, which must be the main one.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from time import monotonic
+from types import TracebackType
+from typing import Any
+
+from virtio_ipsec.device.device import Device
+from virtio_ipsec.device.fast import FastPath, fast_path
+from virtio_ipsec.errors import ConfigError, TransportError, VirtioIpsecError
+from virtio_ipsec.policy.operator import OperatorPort
+from virtio_ipsec.transport.loop import Loop
+from virtio_ipsec.transport.notify import notify
+from virtio_ipsec.transport.operator_sas import PortSas
+from virtio_ipsec.transport.port import ServedPort
+from virtio_ipsec.transport.service_plan import PortPlan, wire_port
+from virtio_ipsec.transport.uplink import Uplink, open_uplink
+from virtio_ipsec.transport.uplinks.crossed import crossed
+from virtio_ipsec.transport.vhost_user.backend import Backend
+
+_log = logging.getLogger(__name__)
+
+#: What ends a service in order; a second one ends it at once.
+_STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+#: Seconds in which all ports have to stop.
+STOP_WITHIN = 0.8
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What is the same for all ports."""
+
+    engine: str = "auto"
+    client: bool = False
+
+
+class RunningPort:
+    """A port with its back-end and its control thread."""
+
+    def __init__(self, plan: PortPlan, uplink: Uplink, settings: Settings) -> None:
+        """Owns ``uplink`` from here on. ConfigError and TransportError when it cannot be."""
+        self.plan = plan
+        self.uplink = uplink
+        with ExitStack() as undo:
+            undo.callback(uplink.close)
+            self.fast = fast_path(settings.engine, os.urandom)
+            self.operator = self._operator(self.fast)
+            device = Device(plan.device_config(), os.urandom, self.fast)
+            self.port = ServedPort(device, uplink, self.operator, name=plan.name)
+            undo.pop_all()
+            undo.callback(self.port.close)
+            self.backend = Backend(self.port, plan.socket, client=settings.client)
+            undo.pop_all()
+        self._thread = threading.Thread(target=self.port.loop.run, name=f"{plan.name}-control", daemon=True)
+
+    def _operator(self, fast: FastPath | None) -> OperatorPort | None:
+        if not self.plan.by_operator:
+            return None
+        return OperatorPort(self.plan.config, PortSas(fast, os.urandom), os.urandom)
+
+    @property
+    def engine(self) -> str:
+        """What moves its packets."""
+        return "python" if self.fast is None else f"c ({self.fast.sas.engine.name})"
+
+    def start(self) -> None:
+        """Let front-ends in."""
+        self._thread.start()
+
+    def stop(self, until: float) -> None:
+        """Finish what has been begun, and let go of everything; ``until``: monotonic seconds."""
+        served = self._thread.is_alive()
+        if served:
+            self.port.loop.ask(self.backend.close, max(0.0, until - monotonic()))
+            self.port.loop.stop()
+            self._thread.join(max(0.0, until - monotonic()))
+        else:
+            self.backend.close()
+        if self._thread.is_alive():
+            raise TransportError(f"port {self.plan.name} does not stop")
+        counters = {name: count for name, count in sorted(self.port.counters().items()) if count}
+        self.port.close()
+        if self.operator is not None:
+            self.operator.close()
+        if served:
+            _log.info("stopped port", extra={"fields": {"port": self.plan.name, "counters": counters}})
+
+    def description(self) -> dict[str, Any]:
+        """For the log."""
+        plan, config = self.plan, self.plan.config
+        found: dict[str, Any] = {
+            "port": plan.name,
+            "socket": plan.socket,
+            "uplink": self.uplink.name,
+            "control": str(plan.spec.control),
+            "engine": self.engine,
+            "queue_pairs": plan.spec.queue_pairs,
+            "features": hex(self.port.device.offered_features),
+        }
+        if plan.by_operator:
+            outbound = sum(spec.outbound for spec in config.sas)
+            found |= {
+                "outbound_sas": outbound,
+                "inbound_sas": len(config.sas) - outbound,
+                "flows": len(config.flows),
+                "default": str(plan.spec.default),
+            }
+        return found
+
+
+class Service:
+    """All of them. A context manager: what was opened is closed when it ends, however it ends."""
+
+    def __init__(self, plans: tuple[PortPlan, ...], settings: Settings) -> None:
+        """Opens everything and serves nobody yet. ConfigError and TransportError, one line each."""
+        self.loop = Loop()
+        self.ports: list[RunningPort] = []
+        self._stopped = False
+        # A core would hold the keys.
+        resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+        try:
+            for plan in plans:
+                self._open(plan, settings)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, plan: PortPlan, settings: Settings) -> None:
+        kind, _, path = plan.uplink.partition(":")
+        if kind != "vhost-user":
+            self.ports.append(RunningPort(plan, open_uplink(plan.uplink), settings))
+            return
+        if not path:
+            raise ConfigError("uplink vhost-user needs an argument: vhost-user:PATH")
+        near, far = crossed(plan.uplink, f"port {plan.name}")
+        try:
+            self.ports.append(RunningPort(plan, near, settings))
+        except BaseException:
+            far.close()
+            raise
+        self.ports.append(RunningPort(wire_port(plan, path), far, settings))
+
+    def __enter__(self) -> Service:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def run(self) -> None:
+        """Serve until a signal says stop. TransportError when a port did not."""
+        with self._signals():
+            for port in self.ports:
+                port.start()
+                _log.info("serving", extra={"fields": port.description()})
+            notify(READY="1", STATUS=f"serving {len(self.ports)} ports", MAINPID=str(os.getpid()))
+            self.loop.run()
+            begin = monotonic()
+            notify(STOPPING="1")
+            self.close()
+            _log.info("stopped", extra={"fields": {"seconds": round(monotonic() - begin, 3)}})
+
+    def stop(self) -> None:
+        """Let :meth:`run` return. From any thread."""
+        self.loop.stop()
+
+    def close(self) -> None:
+        """Stop all ports and wipe their keys; twice is once."""
+        if self._stopped:
+            return
+        self._stopped = True
+        stuck: list[VirtioIpsecError] = []
+        until = monotonic() + STOP_WITHIN
+        for port in self.ports:
+            try:
+                port.stop(until)
+            except VirtioIpsecError as error:
+                stuck.append(error)
+        self.loop.close()
+        if stuck:
+            raise stuck[0]
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Signals become a byte that the loop reads; whoever sends a second one does not want to wait."""
+        reader, writer = socket.socketpair()
+        with reader, writer:
+            reader.setblocking(False)
+            writer.setblocking(False)
+            before = {number: signal.signal(number, lambda *_: None) for number in _STOPPING}
+            wakeup = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+
+            def arrived() -> None:
+                with suppress(BlockingIOError):
+                    name = signal.Signals(reader.recv(1)[0]).name
+                    _log.info("stopping", extra={"fields": {"signal": name}})
+                    for number in _STOPPING:
+                        signal.signal(number, signal.SIG_DFL)
+                    self.loop.stop()
+
+            self.loop.add(reader.fileno(), arrived)
+            try:
+                yield
+            finally:
+                signal.set_wakeup_fd(wakeup)
+                for number, handler in before.items():
+                    signal.signal(number, handler)
