@@ -13,6 +13,7 @@ from collections.abc import Callable
 from virtio_ipsec.device.config import DeviceConfig
 from virtio_ipsec.device.device import Device
 from virtio_ipsec.device.fast import fast_path
+from virtio_ipsec.device.features import IMPLEMENTED
 from virtio_ipsec.fastpath import native
 from virtio_ipsec.fastpath.memory import SharedMemory
 from virtio_ipsec.ring.base import DriverQueue
@@ -202,12 +203,13 @@ class Bench:
         operator: Operator | None = None,
         pairs: int = 2,
         start: bool = True,
+        offer: int = IMPLEMENTED,
         **config: object,
     ) -> None:
         self.guest = Guest(features)
         self.uplink = ListUplink()
         device = Device(
-            DeviceConfig(max_queue_pairs=pairs, **config),  # type: ignore[arg-type]
+            DeviceConfig(max_queue_pairs=pairs, features=offer, **config),  # type: ignore[arg-type]
             os.urandom,
             fast_path(engine, os.urandom),
         )
@@ -217,6 +219,12 @@ class Bench:
             for index in (0, 1):
                 self.start(index)
             self.guest.post()
+
+    def attach(self, operator: Operator) -> None:
+        """The same with somebody in control, whose SAs are in the device's tables."""
+        self.port.close()
+        self.uplink = ListUplink()
+        self.port = ServedPort(self.port.device, self.uplink, operator, name="test")
 
     def negotiate(self, extra: int = 0) -> None:
         device = self.port.device
