@@ -363,3 +363,14 @@ int vipsec_queue_inflight_new(struct vipsec_queue *q, uint64_t offset) {
     q->inflight = f;
     return (int)f->old_count;
 }
+
+void vipsec_queue_inflight_end(struct vipsec_queue *q) {
+    struct guard_frame frame;
+    if (q->inflight == NULL || q->out != 0 || inflight_waiting(q) != 0 || q->fault != 0) {
+        return;
+    }
+    if (guard_enter(&frame, q->memory) == 0) {
+        ring_store_release(q->is_packed ? &q->inflight->packed->version : &q->inflight->split->version, (uint16_t)0);
+        guard_leave(&frame);
+    }
+}

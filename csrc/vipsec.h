@@ -340,6 +340,10 @@ uint64_t vipsec_inflight_size(uint32_t size, uint32_t flags);
  * VIPSEC_FAULT_COUNT when there is no memory. */
 int vipsec_queue_inflight_new(struct vipsec_queue *queue, uint64_t offset);
 
+/* The queue has stopped: when nothing is in flight its record is void, and whoever attaches to the region next begins a
+ * new one at the position that he names. Nothing but vipsec_queue_state and vipsec_queue_free may follow. */
+void vipsec_queue_inflight_end(struct vipsec_queue *queue);
+
 /* Takes the next buffer: 1, 0 when there is none, or the fault that broke the queue, negated. The segments are
  * valid until the next call of vipsec_queue_pop on this queue. */
 int vipsec_queue_pop(struct vipsec_queue *queue, struct vipsec_chain *chain);

@@ -211,6 +211,11 @@ class FastDeviceQueue(DeviceQueue):
             raise LayoutError(_kind(-answer), f"inflight region at {inflight:#x}")
         self.recovered = answer
 
+    def end_record(self) -> None:
+        """The queue has stopped for good: with nothing in flight, its in-flight record is void."""
+        _, lib = native.extension()
+        lib.vipsec_queue_inflight_end(self._handle)
+
     def pop(self) -> Chain | None:
         self._refuse_when_broken()
         ffi, lib = native.extension()

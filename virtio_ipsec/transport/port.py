@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from virtio_ipsec.device.device import Device
 from virtio_ipsec.errors import ConfigError, DeviceStateError, RingError
-from virtio_ipsec.fastpath.rings import fast_memory
+from virtio_ipsec.fastpath.rings import FastDeviceQueue, fast_memory
 from virtio_ipsec.ring.base import DeviceQueue
 from virtio_ipsec.ring.memory import GuestMemory
 from virtio_ipsec.transport.bells import Bell, check_eventfd
@@ -77,6 +77,8 @@ class ServedPort:
         self.lock = threading.RLock()
         #: Called in the control thread when the device's status or configuration may have changed by itself.
         self.on_change: Callable[[], None] = lambda: None
+        #: The front-end keeps the control queue to itself: which queues it enables says how many pairs are in use.
+        self.pairs_by_enabling = False
         self._spin = spin
         self._memory = GuestMemory.anonymous(4096)
         self._log_view: WriteableBuffer | None = None
@@ -178,14 +180,8 @@ class ServedPort:
 
     def stop_queue(self, index: int) -> int:
         """Nothing is done on the queue any more, and nothing is half done; its ring position."""
-        slot = self._slots[index]
-        if slot.queue is None:
-            raise DeviceStateError(f"queue {index} is not started")
         with self._parked(index):
-            state = slot.queue.state()
-            self._forget(index)
-            slot.place = None
-        return state
+            return self._end(index)
 
     def set_enabled(self, index: int, on: bool) -> None:
         """A queue that is started but not enabled delivers nothing, and what it is to send is discarded."""
@@ -232,10 +228,9 @@ class ServedPort:
     def reset(self) -> None:
         """Device reset: queues are forgotten, with them all that the driver had set up. Eventfds stay."""
         with self._all_parked():
-            for index, slot in enumerate(self._slots):
-                if slot.queue is not None:
-                    self._forget(index)
-                slot.place = None
+            for index in range(len(self._slots)):
+                if self.started(index):
+                    self._end(index)
             with self.lock:
                 self.device.reset()
                 if self._path is not None:
@@ -311,6 +306,18 @@ class ServedPort:
         self._watch(index)
         self._kick(index)
 
+    def _end(self, index: int) -> int:
+        """The queue has stopped; its ring position."""
+        slot = self._slots[index]
+        queue = slot.queue
+        if queue is None:
+            raise DeviceStateError(f"queue {index} is not started")
+        self._forget(index)
+        if isinstance(queue, FastDeviceQueue):
+            queue.end_record()
+        slot.place = None
+        return queue.state()
+
     def _forget(self, index: int) -> None:
         self._unwatch(index)
         queue, self._slots[index].queue = self._slots[index].queue, None
@@ -337,14 +344,14 @@ class ServedPort:
             self._steer()
 
     def _steer(self) -> None:
-        """A front-end that keeps the control queue to itself says by enabling queues how many pairs are in use."""
+        """See :attr:`pairs_by_enabling`."""
         context = self.device.context
-        if not context.has(Feature.NET_F_MQ) or self.started(self._around.rings.control_queue_index):
+        if not self.pairs_by_enabling or not context.has(Feature.NET_F_MQ):
             return
         pairs = 1
         while pairs < context.config.max_queue_pairs and self._around.rings.queue(2 * pairs) is not None:
             pairs += 1
-        if not context.steering.rss and context.steering.queue_pairs != pairs:
+        if context.steering.queue_pairs != pairs:
             context.steering = replace(context.steering, queue_pairs=pairs)
             if self._path is not None:
                 self._path.publish()

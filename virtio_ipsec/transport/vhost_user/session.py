@@ -104,6 +104,7 @@ class Session:
         #: Descriptors of the message at hand that nobody has taken.
         self._fds: list[int] = []
         port.on_change = self._tell_change
+        port.pairs_by_enabling = False
 
     # The connection.
 
@@ -217,6 +218,7 @@ class Session:
         """The driver's choice, for a front-end without the binding: what its status says later is not all of it."""
         port = self._port
         port.reset()
+        port.pairs_by_enabling = not has(wanted, Feature.NET_F_CTRL_VQ)
         with port.lock:
             device = port.device
             device.status = Status.ACKNOWLEDGE
