@@ -139,6 +139,18 @@ class PacketBench:
             self._bench.wait(done, "nothing leaves")
         return seen
 
+    def first_used(self, queue: int = 0) -> list[Buffer]:
+        """The receive buffers used first, as they are; as :meth:`first_emitted`."""
+        seen: list[Buffer] = []
+
+        def done() -> bool:
+            seen.extend(self._bench.queues.collect(2 * queue))
+            return bool(seen)
+
+        with suppress(Wedged):
+            self._bench.wait(done, "nothing is delivered")
+        return seen
+
     def _sentinel(self, destination: bytes, source: bytes) -> bytes:
         self._serial += 1
         body = b"virtio-ipsec sentinel" + self._serial.to_bytes(4) + self._bench.octets(8)

@@ -199,7 +199,11 @@ class Worker:
         elif uplink is not None:
             lib.vipsec_worker_set_uplink(handle, function(lib, "vipsec_uplink_null"), ffi.NULL)
         # It looks at port and table while it goes, which the collector of a cycle (port, owner, worker) may take first.
-        weakref.finalize(self, _free_worker, handle, port.handle, port.table, uplink)
+        self._free = weakref.finalize(self, _free_worker, handle, port.handle, port.table, uplink)
+
+    def close(self) -> None:
+        """Release it now, not when the collector finds it: a port has room for so many. It is of no use afterwards."""
+        self._free()
 
     def transmit(self, pair: int, budget: int, idle: int = 0) -> int:
         """Work off at most ``budget`` buffers of a transmit queue; how many there were. ``idle``: how often in a row

@@ -175,6 +175,11 @@ class NativePath:
             found.update(worker.counts())
         return found
 
+    def close(self) -> None:
+        """Nobody works with it any more."""
+        for worker in self._workers:
+            worker.close()
+
     # What the C port asks, in the lanes' threads.
 
     def uplink(self, frames: list[bytes]) -> None:

@@ -233,10 +233,11 @@ class ServedPort:
                     self._end(index)
             with self.lock:
                 self.device.reset()
-                if self._path is not None:
-                    self._counted.update(self._path.counts())
-                self._path = None
+                ended, self._path = self._path, None
                 self._give_work()
+                if ended is not None:
+                    self._counted.update(ended.counts())
+                    ended.close()
 
     def disconnect(self) -> None:
         """The driver's side is gone: reset, and nothing that it shared is kept."""

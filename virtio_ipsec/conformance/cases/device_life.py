@@ -246,7 +246,7 @@ def queue_reset_transmit(bench: Bench) -> None:
             out = ethernet(body, PEER_MAC, bench.packets.mac)
             try:
                 bench.packets.send(out)
-                left: object = bench.target.captured()
+                left: object = bench.packets.first_emitted()
             except (Wedged, RingError) as error:
                 left = error
             bench.require(clause, left == [out], f"frame {number} leaves, ring of {size}", left)

@@ -159,7 +159,7 @@ def net_header_size(bench: Bench) -> None:
         bench.packets.post()
         frame = _in(bench, frames.packet(bench.octets(40)))
         bench.packets.inject(frame)
-        content = b"".join(b.content[: b.written] for b in bench.queues.collect(0))
+        content = b"".join(b.content[: b.written] for b in bench.packets.first_used())
         bench.check(
             clause,
             content[size:] == frame,
