@@ -170,3 +170,18 @@ def _kind(frame: bytes) -> str:
 
 def joined(configs: dict[str, str]) -> Wire:
     return Wire({side: port(config) for side, config in configs.items()})
+
+
+def met(both: Wire) -> Wire:
+    """The same, once the ports know where their guests are."""
+    for side in "ab":
+        arp = ARP(psrc=HOST[side], pdst=HOST[side])
+        both.send(side, bytes(Ether(src=GUEST[side], dst="ff:ff:ff:ff:ff:ff") / arp))
+    both.seen.clear()
+    for guest in both.guests.values():
+        guest.clear()
+    return both
+
+
+def drops(both: Wire, side: str) -> dict[str, int]:
+    return {name: number for name, number in both.ports[side].counters().items() if "_drop_" in name}

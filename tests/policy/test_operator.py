@@ -13,9 +13,11 @@ from operator_ports import (
     SERVICES,
     Wire,
     datagram,
+    drops,
     flows_text,
     from_guest,
     joined,
+    met,
     sas_text,
     text,
 )
@@ -41,20 +43,7 @@ KINDS = {
 
 
 def wire(**changes: object) -> Wire:
-    both = joined({side: text(side, **changes) for side in "ab"})  # type: ignore[arg-type]
-    for side in "ab":  # the ports learn where their guests are
-        both.send(
-            side,
-            bytes(Ether(src=GUEST[side], dst="ff:ff:ff:ff:ff:ff") / ARP(psrc=HOST[side], pdst=HOST[side])),
-        )
-    both.seen.clear()
-    for guest in both.guests.values():
-        guest.clear()
-    return both
-
-
-def drops(both: Wire, side: str) -> dict[str, int]:
-    return {name: number for name, number in both.ports[side].counters().items() if "_drop_" in name}
+    return met(joined({side: text(side, **changes) for side in "ab"}))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("outside", TUNNELS)

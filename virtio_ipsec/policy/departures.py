@@ -188,7 +188,8 @@ class Departures:
             link = departure.link
         pieces = self._cut(sealed, mtu)
         state.count("tx", "protected")
-        state.count("tx", "fragmented", len(pieces) > 1)
+        if len(pieces) > 1:
+            state.count("tx", "fragmented")
         out.to_wire.extend(link + piece for piece in pieces)
 
     def _cut(self, packet: bytes, mtu: int) -> list[bytes]:

@@ -91,8 +91,10 @@ class NextHops:
         if message is None:
             return Said.OTHER, []
         freed = self._learn(message.sender, message.sender_mac, now) if message.claims else []
-        if message.operation != arp.REQUEST or not self._underlay.owns(message.target):
+        if not self._underlay.owns(message.target):
             return Said.OTHER, freed
+        if message.operation == arp.REPLY:
+            return self._answer_is_ours(), freed
         if self._may_answer(now):
             out.to_wire.append(arp.reply(self._underlay.mac, message))
         return Said.HANDLED, freed
@@ -123,7 +125,7 @@ class NextHops:
         if message.kind == nd.ADVERTISEMENT:
             override = bool(message.flags & nd.OVERRIDE)
             freed = self._learn(message.target, message.mac, now, override=override) if message.mac else []
-            return Said.HANDLED if self._underlay.owns(message.destination) else Said.OTHER, freed
+            return self._answer_is_ours() if self._underlay.owns(message.destination) else Said.OTHER, freed
         claims = message.mac is not None and not message.source.is_unspecified
         freed = self._learn(message.source, message.mac, now) if claims and message.mac else []
         if not self._underlay.owns(message.target):
@@ -131,6 +133,10 @@ class NextHops:
         if self._may_answer(now):
             out.to_wire.append(nd.advertisement(self._underlay.mac, message, message.mac or sender))
         return Said.HANDLED, freed
+
+    def _answer_is_ours(self) -> Said:
+        """An answer to an address of ours is for nobody else, unless the guest shares it, which shows by its MAC."""
+        return Said.OTHER if self._state.guest_mac == self._underlay.mac else Said.HANDLED
 
     def _may_answer(self, now: int) -> bool:
         allowed = self._state.answers.take(now)

@@ -122,9 +122,9 @@ class PortState:
         """Octets that a packet to ``target`` may have on the wire."""
         return self.paths.get(target, self.wire_mtu)
 
-    def count(self, way: str, what: str, number: int = 1) -> None:
+    def count(self, way: str, what: str) -> None:
         """``way`` is tx (from the guest) or rx (from the wire)."""
-        self.counts[f"{way}_{what}"] += number
+        self.counts[f"{way}_{what}"] += 1
 
     def drop(self, way: str, why: str) -> None:
         """Count a packet that ends here."""
