@@ -112,7 +112,9 @@ def test_what_the_policy_does_not_let_pass_is_dropped_and_counted(bench: Bench) 
     peer.send(datagram("b"))
     (answer,) = peer.answered(1)
     assert b"clear" not in answer
-    assert sum(n for name, n in bench.port.counters().items() if "drop" in name or "refused_policy" in name) >= 2
+    assert (
+        sum(n for name, n in bench.port.counters().items() if "drop" in name or "refused_policy" in name) >= 2
+    )
 
 
 def test_the_ports_address_is_answered_for_while_no_guest_is_there() -> None:
@@ -130,4 +132,3 @@ def test_the_ports_address_is_answered_for_while_no_guest_is_there() -> None:
         assert peer.wire[0][12:14] == b"\x08\x06"
     finally:
         made.close()
-

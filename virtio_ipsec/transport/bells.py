@@ -46,9 +46,12 @@ class Bell:
             os.close(new)
 
     def ring(self) -> None:
-        """Tell the peer. One that never listens loses nothing."""
-        with suppress(BlockingIOError):
-            os.eventfd_write(self.fd, 1)
+        """Tell the peer, if the counter has room: one that never listens loses nothing."""
+        poller = select.poll()
+        poller.register(self.fd, select.POLLOUT)
+        if poller.poll(0):
+            with suppress(BlockingIOError):
+                os.eventfd_write(self.fd, 1)
 
     def free(self) -> None:
         """Let go who hangs in a ring because the counter is full and the peer has made it block."""

@@ -88,9 +88,10 @@ class PythonWork:
             to_wire, to_guest = exchange.take()
             for received in to_guest:
                 rings.place(received)
-            around.ring_bells(rings.take_interrupts())
+            due = rings.take_interrupts()
             around.check_time()
             halted = done and not exchange.is_operating
+        around.ring_bells(due)
         if halted:
             around.changed()
         frames += to_wire
@@ -242,7 +243,8 @@ class NativeWork:
             elif self.discarded is not None:
                 with around.lock:
                     done += around.rings.discard(2 * self._pair + 1, self.discarded, BURST)
-                    around.ring_bells(around.rings.take_interrupts())
+                    due = around.rings.take_interrupts()
+                around.ring_bells(due)
         return done
 
     def _receive(self, frames: list[bytes]) -> None:

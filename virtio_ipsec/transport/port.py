@@ -468,7 +468,8 @@ class ServedPort:
             done, _ = rings.work_off(index, _COMMANDS)
             if self._path is not None:
                 self._path.publish()
-            self._ring_bells(rings.take_interrupts())
+            rung = rings.take_interrupts()
+        self._ring_bells(rung)
         self._look()
         if done == _COMMANDS:
             self.loop.call(lambda: self._run_commands(index))
@@ -499,7 +500,8 @@ class ServedPort:
             if self._path is None:
                 for received in to_guest:
                     self._around.rings.place(received)
-                self._ring_bells(self._around.rings.take_interrupts())
+            rung = self._around.rings.take_interrupts()
+        self._ring_bells(rung)
         if self._path is not None:
             self._path.deliver(to_guest)
         if to_wire:
