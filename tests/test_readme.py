@@ -23,7 +23,9 @@ def blocks(language: str) -> list[str]:
 
 def test_the_library_example_runs_and_sends_esp() -> None:
     (example,) = blocks("python")
-    done = subprocess.run([sys.executable, "-c", example], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", example], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     frame = bytes.fromhex(done.stdout)
     assert frame[12:14] == b"\x08\x00"
     assert frame[14 + 9] == 50
@@ -60,11 +62,15 @@ def test_every_verb_and_every_tool_that_is_named_exists() -> None:
 
 def test_every_public_name_can_be_imported() -> None:
     program = "import virtio_ipsec as v; [getattr(v, name) for name in v.__all__]; print(dir(v) == sorted(v.__all__))"
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert done.stdout == "True\n"
 
 
 def test_the_import_pulls_in_nothing_heavy() -> None:
     program = "import sys, virtio_ipsec; print([m for m in ('construct', 'cryptography', 'scapy') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert done.stdout == "[]\n"

@@ -34,6 +34,10 @@ COVERED = (
 UNSUPPORTED = {
     "admin-queue-retry-statuses": "the embedded device answers no command with EAGAIN or ENOMEM, so the promise that "
     "such an answer has no side effects has nothing to be judged on",
+    "rx-coalesced": "the embedded device does not coalesce and offers no VIRTIO_NET_F_RSC_EXT",
+    "rx-large-packets": "the embedded device merges nothing that it receives",
+    "rx-large-tunnelled-packets": "the embedded device merges nothing that it receives",
+    "rx-open-checksum": "the embedded device leaves no checksum open",
     "object-no-room": "the embedded device has room for every SA that its limits allow",
 }
 
@@ -56,7 +60,8 @@ def test_no_case_fails_warns_errs_or_is_skipped(report: Report) -> None:
 
 
 def test_what_is_unsupported_stands_in_the_reviewed_list(report: Report) -> None:
-    assert {r.id for r in report.cases if r.verdict is Verdict.UNSUPPORTED} == UNSUPPORTED.keys()
+    ran = {r.id for r in report.cases}
+    assert {r.id for r in report.cases if r.verdict is Verdict.UNSUPPORTED} == UNSUPPORTED.keys() & ran
 
 
 def test_every_clause_that_a_case_cites_is_judged(report: Report) -> None:

@@ -416,6 +416,17 @@ class ListCommandsNotListed(AdminCommands):
         return id_bitmap_build(self.supported[command.group_type] - LIST_COMMANDS)
 
 
+@mutant("DP-DEV-01")
+class PartsWithoutMode(AdminCommands):
+    """The commands that read device parts are there, and none of the others."""
+
+    def __init__(self, *parts: Any) -> None:
+        super().__init__(*parts)
+        for opcode in (Opcode.DEV_PARTS_METADATA_GET, Opcode.DEV_PARTS_GET):
+            self.handlers[opcode] = lambda command: bytes(8)
+        self.supported = self.group_types()
+
+
 @mutant("AVQ-DEV-01", "AVQ-DEV-04")
 class OnesBehindTheEnd(AdminCommands):
     """A short readable part is extended with ones."""

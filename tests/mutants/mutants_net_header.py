@@ -15,7 +15,7 @@ from virtio_ipsec.errors import PacketError, Reason
 from virtio_ipsec.ipsec.sa import OutboundSa
 from virtio_ipsec.ring.base import DeviceQueue
 from virtio_ipsec.ring.chain import Chain
-from virtio_ipsec.wire.net_header import RFC_20, RFC_26, V14_24, V14_32, NetHdr, NetHdrCodec
+from virtio_ipsec.wire.net_header import RFC_20, RFC_26, V14_20, V14_24, V14_32, NetHdr, NetHdrCodec
 from virtio_ipsec.wire.numbers import Feature, HdrFlag, ResourceType, has
 
 
@@ -99,6 +99,15 @@ class HeaderEndsAtTunnelOffsets(OtherHeader):
     def other(self, features: int) -> NetHdrCodec:
         ipsec = has(features, Feature.NET_F_IPSEC) and not has(features, Feature.NET_F_OUT_NET_HEADER)
         return V14_24 if ipsec else super().other(features)
+
+
+@mutant("NET-RXB-DRV-04")
+class HashesBeforeTunnels(OtherHeader):
+    """With hash reports and tunnel segmentation the header has 20 octets."""
+
+    def other(self, features: int) -> NetHdrCodec:
+        hashes = has(features, Feature.NET_F_HASH_REPORT)
+        return V14_20 if hashes and self.context.header is V14_24 else super().other(features)
 
 
 @mutant("RFC-01")

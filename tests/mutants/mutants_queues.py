@@ -7,7 +7,10 @@ from typing import Any
 from registry import mutant
 
 from virtio_ipsec.device.rings import Rings
+from virtio_ipsec.ring.base import DeviceQueue
 from virtio_ipsec.ring.chain import Chain, QueueLayout
+from virtio_ipsec.ring.queue import device_queue
+from virtio_ipsec.wire.numbers import Feature, mask
 
 
 @mutant("BAS-STATUS-05")
@@ -218,3 +221,54 @@ class TrailingZerosLeftOut(Rings):
         while len(answer) > 8 and answer[-8:] == bytes(8):
             answer = answer[:-8]
         return chain.write(self.memory, answer)
+
+
+# -- order ------------------------------------------------------------------------------------------------
+
+
+@mutant("BAS-RSVD-09")
+class FirstBufferLast(Rings):
+    """The first of several transmit buffers comes back with the next kick, IN_ORDER or not."""
+
+    _late: Chain | None = None
+
+    def _new_queue(self, layout: QueueLayout) -> DeviceQueue:
+        self._late = None
+        return device_queue(self.memory, layout, self.device.context.features & ~mask(Feature.F_IN_ORDER))
+
+    def kick(self, index: int) -> list[bytes]:
+        queue = self._queues.get(index)
+        in_order = self.device.context.has(Feature.F_IN_ORDER)
+        if index != 1 or queue is None or not in_order or not self.device.is_operating:
+            return super().kick(index)
+        if self._late is not None:
+            queue.push(self._late, 0)
+        self._late = queue.pop() if queue.pending() > 1 else None
+        return super().kick(index)
+
+
+@mutant("NET-RX-DEV-04")
+class LastBufferLater(Rings):
+    """The last of more than two buffers becomes used with the next packet."""
+
+    _late: tuple[Chain, int] | None = None
+
+    def _fill(self, queue: DeviceQueue, buffer: bytes) -> bool:
+        if self._late is not None:
+            queue.push(*self._late)
+            self._late = None
+        return super()._fill(queue, buffer)
+
+    def reset(self) -> None:
+        self._late = None
+        super().reset()
+
+    def reset_queue(self, index: int) -> None:
+        self._late = None
+        super().reset_queue(index)
+
+    def _spread(self, chains: list[Chain], data: bytes) -> list[tuple[Chain, int]]:
+        used = super()._spread(chains, data)
+        if len(used) > 2:
+            self._late = used.pop()
+        return used

@@ -184,7 +184,10 @@ def test_udp_carries_frames_both_ways_up_to_the_largest(opened: Open, host: str)
 
 def test_udp_gives_at_most_what_is_asked_for(opened: Open) -> None:
     one, two = ports(2)
-    left, right = opened(f"udp:127.0.0.1:{one},127.0.0.1:{two}"), opened(f"udp:127.0.0.1:{two},127.0.0.1:{one}")
+    left, right = (
+        opened(f"udp:127.0.0.1:{one},127.0.0.1:{two}"),
+        opened(f"udp:127.0.0.1:{two},127.0.0.1:{one}"),
+    )
     left.send(FRAMES)
     assert readable(right, 5)
     assert right.receive(2) == FRAMES[:2]
@@ -435,7 +438,9 @@ def test_large_frames_of_the_local_stack_become_segments_that_scapy_finds_right(
 ) -> None:
     if python:
         monkeypatch.setattr(native, "available", lambda: False)
-    network = IP(src="192.0.2.1", dst="192.0.2.2") if version == 4 else IPv6(src="2001:db8::1", dst="2001:db8::2")
+    network = (
+        IP(src="192.0.2.1", dst="192.0.2.2") if version == 4 else IPv6(src="2001:db8::1", dst="2001:db8::2")
+    )
     frame = bytearray(_tcp(network, 3000))
     l4 = 14 + len(network)
     addresses = frame[26:34] if version == 4 else frame[22:54]
@@ -458,7 +463,9 @@ def test_large_frames_of_the_local_stack_become_segments_that_scapy_finds_right(
 
 
 def test_an_open_checksum_is_finished() -> None:
-    frame = bytearray(bytes(ETHERNET / IP(src="192.0.2.1", dst="192.0.2.2") / UDP(sport=1, dport=2) / b"data"))
+    frame = bytearray(
+        bytes(ETHERNET / IP(src="192.0.2.1", dst="192.0.2.2") / UDP(sport=1, dport=2) / b"data")
+    )
     right = bytes(frame)
     frame[40:42] = (0x192).to_bytes(2, "big")  # anything but right
     pseudo = 0xC000 + 0x0201 + 0xC000 + 0x0202 + 17 + 12

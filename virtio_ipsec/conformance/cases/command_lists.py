@@ -236,3 +236,33 @@ def sriov_group(bench: Bench) -> None:
                     f"EINVAL/Q_INVALID_GROUP for opcode {number:#x}, member id {member}",
                     reply,
                 )
+
+
+#: What device parts need, besides the resource commands, which other objects share.
+PARTS = frozenset(
+    {Opcode.DEV_PARTS_METADATA_GET, Opcode.DEV_PARTS_GET, Opcode.DEV_PARTS_SET, Opcode.DEV_MODE_SET}
+)
+RESOURCES = frozenset(
+    {
+        Opcode.RESOURCE_OBJ_CREATE,
+        Opcode.RESOURCE_OBJ_DESTROY,
+        Opcode.RESOURCE_OBJ_MODIFY,
+        Opcode.RESOURCE_OBJ_QUERY,
+    }
+)
+
+
+@case("admin-device-parts-together", "DP-DEV-01", needs=("admin",))
+def device_parts_together(bench: Bench) -> None:
+    """Of the commands of device parts a group lists all or none.
+
+    LIST_QUERY of the self group and of the SR-IOV group, where it exists. With the commands of device parts go the
+    four resource commands.
+    """
+    bench.start()
+    for group in (GroupType.SELF, GroupType.SRIOV):
+        reply = bench.admin.list_query(group)
+        listed = id_bitmap_parse(reply.result) if reply.ok else frozenset()
+        some = sorted(Opcode(opcode).name for opcode in PARTS & listed)
+        whole = not some or (listed >= PARTS and listed >= RESOURCES)
+        bench.check("DP-DEV-01", whole, f"group {group.name}: all commands of device parts, or none", some)

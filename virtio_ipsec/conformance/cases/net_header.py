@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 from virtio_ipsec.conformance import frames
 from virtio_ipsec.conformance.bench import Bench
 from virtio_ipsec.conformance.case import case
@@ -149,23 +151,62 @@ def net_header_size(bench: Bench) -> None:
         if _if_offered(bench, *hashes):
             sizes += [("RFC-01", (*ipsec, *hashes), (), 26), ("RFC-03", hashes, ipsec, 20)]
     for clause, want, without, size in sizes:
-        bench.start(want=want, without=without)
-        frame = _out(bench)
-        bench.packets.send(frame, bytes(size))
-        left = bench.packets.first_emitted()
-        bench.check(
-            clause, left == [frame], f"behind {size} octets of header the frame leaves as it is", left
+        _header_ends(bench, clause, want, without, size)
+
+
+@case("net-header-sizes", "NET-RXB-DRV-04", needs=("wire",))
+def net_header_sizes(bench: Bench) -> None:
+    """The header counts as 32, 24, 20 or 12 octets, by the last of the features that decide it.
+
+    Every combination of OUT_NET_HEADER, IPSEC, HOST_UDP_TUNNEL_GSO and HASH_REPORT that the device offers, on
+    transmit and on receive. The clause speaks to drivers; a device that counts otherwise is of no use to them.
+    """
+    deciding = (
+        Feature.NET_F_OUT_NET_HEADER,
+        Feature.NET_F_IPSEC,
+        Feature.NET_F_HOST_UDP_TUNNEL_GSO,
+        Feature.NET_F_HASH_REPORT,
+    )
+    offered = _if_offered(bench, *deciding)
+    for chosen in product((False, True), repeat=len(offered)):
+        wanted = tuple(feature for feature, on in zip(offered, chosen, strict=True) if on)
+        size = 12
+        if Feature.NET_F_HASH_REPORT in wanted:
+            size = 20
+        if Feature.NET_F_HOST_UDP_TUNNEL_GSO in wanted:
+            size = 24
+        if {Feature.NET_F_OUT_NET_HEADER, Feature.NET_F_IPSEC} & set(wanted):
+            size = 32
+        tunnels = Feature.NET_F_HOST_UDP_TUNNEL_GSO in wanted
+        needed = (
+            Feature.NET_F_CSUM,
+            Feature.NET_F_HOST_TSO4,
+            Feature.NET_F_HOST_TSO6,
+            Feature.NET_F_HOST_USO,
         )
-        bench.packets.post()
-        frame = _in(bench, frames.packet(bench.octets(40)))
-        bench.packets.inject(frame)
-        content = b"".join(b.content[: b.written] for b in bench.packets.first_used())
-        bench.check(
-            clause,
-            content[size:] == frame,
-            f"a received frame starts at octet {size}",
-            f"octet {content.find(frame)}",
-        )
+        without = tuple(feature for feature in offered if feature not in wanted)
+        _header_ends(bench, "NET-RXB-DRV-04", (*wanted, *(needed if tunnels else ())), without, size)
+
+
+def _header_ends(
+    bench: Bench, clause: str, want: tuple[Feature, ...], without: tuple[Feature, ...], size: int
+) -> None:
+    """Check that the packet starts behind ``size`` octets, with these features, both ways."""
+    bench.start(want=want, without=without)
+    frame = _out(bench)
+    bench.packets.send(frame, bytes(size))
+    left = bench.packets.first_emitted()
+    bench.check(clause, left == [frame], f"behind {size} octets of header the frame leaves as it is", left)
+    bench.packets.post()
+    frame = _in(bench, frames.packet(bench.octets(40)))
+    bench.packets.inject(frame)
+    content = b"".join(buffer.content[: buffer.written] for buffer in bench.packets.first_used())
+    bench.check(
+        clause,
+        content[size:] == frame,
+        f"a received frame starts at octet {size}",
+        f"octet {content.find(frame)}",
+    )
 
 
 # -- receive ----------------------------------------------------------------------------------------------
