@@ -48,6 +48,23 @@ def test_the_commands_shown_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         assert main(shlex.split(line)[1:]) == 0, line
 
 
+def test_the_services_shown_can_be_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    lines = [line for block in blocks("console") for line in block.splitlines() if "ipsec serve" in line]
+    assert len(lines) == 2
+    for line in lines:
+        words = shlex.split(line)
+        if ">" in words:
+            capsys.readouterr()
+            assert main(words[1 : words.index(">")]) == 0
+            (tmp_path / "port.toml").write_text(capsys.readouterr().out)
+            (tmp_path / "port.toml").chmod(0o600)
+        else:
+            assert main([*words[1:], "--check"]) == 0
+
+
 def test_the_configuration_shown_is_valid() -> None:
     (configuration,) = blocks("toml")
     assert parse(configuration).outbound(1).suite.name == "aes-gcm-16"

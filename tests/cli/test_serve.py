@@ -332,9 +332,10 @@ def test_systemd_is_told_and_what_was_begun_is_finished(serve: Serve, tmp_path: 
         systemd.bind(str(tmp_path / "notify"))
         systemd.settimeout(PATIENCE)
         environment = {"NOTIFY_SOCKET": str(tmp_path / "notify")}
-        words = ("--socket", tmp_path / "s", "--uplink", f"pcap:{tmp_path}/out.pcap")
+        words = ("--socket", tmp_path / "s", "--uplink", f"pcap:{tmp_path}/out.pcap", "--socket-mode", "660")
         process = serve(*words, environment=environment)
         assert systemd.recv(500).split(b"\n")[0] == b"READY=1"
+        assert (tmp_path / "s").stat().st_mode & 0o777 == 0o660
         driver = started(tmp_path / "s")
         driver.send(bytes(Ether(dst=PEER, src=GUEST) / inner()))
         until(lambda: (tmp_path / "out.pcap").stat().st_size > 24)
@@ -379,6 +380,21 @@ def test_a_configuration_is_checked_and_nothing_served(tmp_path: Path) -> None:
 SAME_KEY = OPERATOR[OPERATOR.index("[[sa]]") : OPERATOR.index("[[sa]]\nid = 1\ndirection = \"inbound\"")].replace(
     "id = 1", "id = 2"
 )
+
+def test_the_sample_is_printed_and_right(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "--sample"]) == 0
+    config = write(tmp_path / "p.toml", capsys.readouterr().out)
+    assert main(["serve", "--config", str(config), "--socket", "s", "--uplink", "null", "--check"]) == 0
+    assert capsys.readouterr().out.startswith("port blue: operator control, 1 outbound and 1 inbound SAs")
+
+
+@pytest.mark.parametrize("mode", ["8", "1000", "400", "rw"])
+def test_a_socket_mode_is_octal_and_lets_the_owner_in(mode: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["serve", "--socket-mode", mode])
+    assert ended.value.code == 2
+    assert "--socket-mode: invalid" in capsys.readouterr().err
+
 
 #: name -> (what replaces what in the configuration, words of the command line, exit code, what is said).
 Refusal = tuple[tuple[str, str], Sequence[str], int, str]

@@ -18,7 +18,9 @@ examples:
 from __future__ import annotations
 
 import argparse
+from importlib.resources import files
 
+from virtio_ipsec import policy
 from virtio_ipsec.cli.configs import read_ports
 from virtio_ipsec.cli.exits import DONE
 from virtio_ipsec.cli.logs import log_to_stderr
@@ -43,12 +45,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--uplink", metavar="URI", help="where frames leave to and arrive from, of a single port"
     )
     parser.add_argument("--engine", default="auto", choices=ENGINES, help="default: %(default)s")
+    parser.add_argument(
+        "--socket-mode",
+        type=mode,
+        default=0o600,
+        metavar="OCTAL",
+        help="who may connect, as of chmod (default: 600)",
+    )
+    parser.add_argument("--sample", action="store_true", help="print a configuration to begin with")
     parser.add_argument("--check", action="store_true", help="look at the configuration and serve nothing")
     parser.add_argument("--log-json", action="store_true", help="log one JSON object per line")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Serve, or check."""
+    """Serve, check, or show the sample."""
+    if arguments.sample:
+        print(files(policy).joinpath("sample.toml").read_text("utf-8"), end="")
+        return DONE
     configs = read_ports(arguments.config) if arguments.config else None
     plans = plan_ports(configs, socket=arguments.socket, uplink=arguments.uplink)
     if arguments.check:
@@ -56,9 +69,18 @@ def run(arguments: argparse.Namespace) -> int:
             print(_summary(plan))
         return DONE
     log_to_stderr(as_json=arguments.log_json)
-    with Service(plans, Settings(engine=arguments.engine, client=arguments.client)) as service:
+    settings = Settings(arguments.engine, client=arguments.client, socket_mode=arguments.socket_mode)
+    with Service(plans, settings) as service:
         service.run()
     return DONE
+
+
+def mode(text: str) -> int:
+    """The mode of a socket. ValueError for none."""
+    value = int(text, 8)
+    if not 0o600 <= value <= 0o777:
+        raise ValueError
+    return value
 
 
 def _summary(plan: PortPlan) -> str:

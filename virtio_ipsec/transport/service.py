@@ -22,6 +22,7 @@ from typing import Any
 from virtio_ipsec.device.device import Device
 from virtio_ipsec.device.fast import FastPath, fast_path
 from virtio_ipsec.errors import ConfigError, TransportError, VirtioIpsecError
+from virtio_ipsec.fastpath import native
 from virtio_ipsec.policy.operator import OperatorPort
 from virtio_ipsec.transport.loop import Loop
 from virtio_ipsec.transport.notify import notify
@@ -46,6 +47,7 @@ class Settings:
 
     engine: str = "auto"
     client: bool = False
+    socket_mode: int = 0o600
 
 
 class RunningPort:
@@ -63,7 +65,7 @@ class RunningPort:
             self.port = ServedPort(device, uplink, self.operator, name=plan.name)
             undo.pop_all()
             undo.callback(self.port.close)
-            self.backend = Backend(self.port, plan.socket, client=settings.client)
+            self.backend = Backend(self.port, plan.socket, client=settings.client, mode=settings.socket_mode)
             undo.pop_all()
         self._thread = threading.Thread(target=self.port.loop.run, name=f"{plan.name}-control", daemon=True)
 
@@ -165,6 +167,8 @@ class Service:
     def run(self) -> None:
         """Serve until a signal says stop. TransportError when a port did not."""
         with self._signals():
+            if not native.available():
+                _log.warning("packets run on the Python path: %s", native.why_not())
             for port in self.ports:
                 port.start()
                 _log.info("serving", extra={"fields": port.description()})
