@@ -31,11 +31,15 @@ VALUES = (
     '"bypass"', '"udp"', '"10.0.0.0/8"', '"::/0"', '"192.0.2.1"', '"2001:db8::1"', '"fe80::1%eth0"', '"k"',
     f'"{KEY}"', f'"{KEY * 2}"', '"a0a1a2a3"', '["esn", "ecn"]', '["udp-encap"]', "1979-05-27", "'''", '"\\u0000"',
     '{ src = "192.0.2.1", dst = "192.0.2.2" }', "{ packets_soft = 1, packets_hard = 2 }", "{ sport = 1 }",
+    '"operator"', '"guest"', '"arp"', '"nd"', '"auto"', '"any"', '"02:00:00:00:00:01"', '"1-9"', '["192.0.2.1/24"]',
+    '[{ local = "10.0.0.0/8" }]', '{ control = "operator", default = "drop" }',
 )  # fmt: skip
 NAMES = (
     "dialect", "id", "direction", "mode", "spi", "algorithm", "key", "key_file", "auth_key", "auth_key_file",
     "salt", "options", "tunnel", "udp", "replay_window", "lifetime", "first_sequence", "match", "action", "sa",
-    "src", "dst", "protocol", "sport", "dport", '"\\n"', "x.y",
+    "src", "dst", "protocol", "sport", "dport", "local", "remote_port", "icmp_type", "ethertype", "service", "priority",
+    "name", "port", "control", "default", "underlay", "mac", "addresses", "mtu", "next_hop", "gateways", "guest_mac",
+    "peer", "selectors", '"\\n"', "x.y",
 )  # fmt: skip
 GOOD = f"""dialect = "virtio-1.4"
 [[sa]]

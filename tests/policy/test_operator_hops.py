@@ -83,6 +83,29 @@ def test_questions_for_underlay_addresses_are_answered_and_go_no_further(side: s
     assert getattr(out, silent) == []
 
 
+def test_a_guest_gateway_is_ours_towards_the_guest_alone() -> None:
+    made = port(
+        text("a").replace("[port.underlay]", '[port.underlay]\nguest_gateways = ["10.0.1.1", "fd00:1::1"]')
+    )
+    for question in (arp(GUEST["a"], HOST["a"], "10.0.1.1"), solicit(GUEST["a"], HOST6["a"], "fd00:1::1")):
+        out = made.from_guest(question, NOW)
+        assert (one(out.to_guest).src, out.to_wire) == (GATE["a"], [])
+        out = made.from_wire(question, NOW)
+        assert (out.to_guest, out.to_wire) == ([question], [])
+
+
+def test_questions_with_a_tag_or_from_a_group_are_not_answered() -> None:
+    made = port(text("a"))
+    for question in (arp(ROUTER, "192.0.2.7", OUTER["a"]), solicit(ROUTER, "2001:db8::7", OUTER6["a"])):
+        tagged = question[:12] + b"\x81\x00\x00\x05" + question[12:]
+        assert made.from_guest(tagged, NOW).to_guest == made.from_wire(tagged, NOW).to_wire == []
+        group = question.replace(bytes.fromhex(ROUTER.replace(":", "")), b"\xff" * 6)
+        fixed = Ether(group)
+        if ICMPv6ND_NS in fixed:
+            del fixed[ICMPv6ND_NS].cksum
+        assert made.from_guest(bytes(fixed), NOW).to_guest == made.from_wire(bytes(fixed), NOW).to_wire == []
+
+
 def test_questions_for_others_pass_by_the_rules() -> None:
     made = port(text("a"))
     for frame in (arp(GUEST["a"], HOST["a"], "10.0.1.9"), solicit(GUEST["a"], HOST6["a"], "fd00:1::9")):

@@ -36,6 +36,7 @@ from scapy.layers.inet6 import (
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet
 
+from virtio_ipsec.policy.config import flow_from
 from virtio_ipsec.policy.path_mtu import AGE
 
 
@@ -419,12 +420,33 @@ def test_a_hop_limit_that_ends_here_is_told() -> None:
     assert drops(both, "a") == {"tx_drop_ttl_expired": 1}
 
 
-def test_a_port_without_addresses_speaks_with_those_that_stand_for_none() -> None:
+def test_a_port_without_addresses_lets_the_destination_speak() -> None:
     config = (
         '[port]\ncontrol = "operator"\ndefault = "drop"\n' + sas_text("a", "esp-transport") + flows_text("a")
     )
     both = joined({"a": config, "b": text(OTHER["a"])})
     both.send("a", from_guest("a", big(1500, flags="DF"), GUEST["b"]))
-    assert (said(both)[IP].src, said(both).src) == ("192.0.0.8", GUEST["b"])
+    assert (said(both)[IP].src, said(both).src) == (HOST["b"], GUEST["b"])
     both.send("a", from_guest("a", big6(1500), GUEST["b"]))
+    assert said(both)[IPv6].src == HOST6["b"]
+    group = IPv6(src=HOST6["a"], dst="ff05::1") / UDP() / bytes(1500)
+    both.ports["a"].add_flow(flow_from({"match": {"dst": "ff05::1"}, "action": "protect", "sa": 1}))
+    both.send("a", from_guest("a", group, GUEST["b"]))
     assert said(both)[IPv6].src == "fe80::ff:fe00:b01"
+
+
+def test_no_error_seems_to_come_from_the_guest_itself() -> None:
+    both = wire(
+        "esp-transport",
+        selectors="{}",
+        underlay='guest_gateways = ["fd00:1::1"]',
+        port=f'guest_mac = "{GATE["a"]}"',
+    )
+    flow = {"match": {"dst": HOST["b"]}, "action": "protect", "sa": 1}
+    both.ports["a"].add_flow(flow_from(flow))
+    packet = big(1500, flags="DF")
+    packet.src = OUTER["a"]
+    both.send("a", bytes(Ether(src=GATE["a"], dst=GUEST["b"]) / packet))
+    assert (said(both)[IP].src, said(both)[IP].dst) == (HOST["b"], OUTER["a"])
+    both.send("a", from_guest("a", big6(1500), GUEST["b"]))
+    assert said(both)[IPv6].src == "fd00:1::1"

@@ -75,7 +75,7 @@ class Arrivals:
         if packet is None:
             self._state.drop("rx", Reason.MALFORMED)
             return
-        if self._hops is not None and version == 6:
+        if self._hops is not None and version == 6 and not link.tagged:
             said, freed = self._hops.nd_from_wire(packet, frame[6:12], now, out)
             self._release(freed, now, out)
             if said is Said.HANDLED:
@@ -88,7 +88,7 @@ class Arrivals:
 
     def _other(self, frame: bytes, link: ethernet.Link, now: int, out: Output) -> None:
         """A frame that is not IP."""
-        if self._hops is not None and link.ethertype == ethernet.ARP:
+        if self._hops is not None and link.ethertype == ethernet.ARP and not link.tagged:
             said, freed = self._hops.arp_from_wire(frame[link.l3 :], now, out)
             self._release(freed, now, out)
             if said is Said.HANDLED:

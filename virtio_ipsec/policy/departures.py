@@ -32,8 +32,6 @@ from virtio_ipsec.policy.state import (
 from virtio_ipsec.policy.tables import Address
 
 _VERSIONS = {ethertype: version for version, ethertype in ethernet.ETHERTYPES.items()}
-#: The source of errors on a port that has no address of the version: RFC 7600 reserves the first for that.
-_DUMMY4 = IPv4Address("192.0.0.8")
 _TAGGED = "tagged"
 _MISDIRECTED = "misdirected"
 
@@ -61,7 +59,7 @@ class Departures:
         if packet is None:
             self._state.drop("tx", Reason.MALFORMED)
             return
-        if self._hops is not None and version == 6:
+        if self._hops is not None and version == 6 and not link.tagged:
             said = self._hops.nd_from_guest(packet, frame[6:12], now, out)
             if said is not Said.OTHER:
                 self._said("nd", said)
@@ -70,7 +68,7 @@ class Departures:
 
     def _other(self, frame: bytes, link: ethernet.Link, now: int, out: Output) -> None:
         """A frame that is not IP."""
-        if self._hops is not None and link.ethertype == ethernet.ARP:
+        if self._hops is not None and link.ethertype == ethernet.ARP and not link.tagged:
             said = self._hops.arp_from_guest(frame[link.l3 :], now, out)
             if said is not Said.OTHER:
                 self._said("arp", said)
@@ -216,19 +214,26 @@ class Departures:
             return
         state.count("tx", "errors_sent")
         mac = state.underlay.mac if state.underlay else link[:6]
-        answer = icmp.error(packet, problem, self._speaker(packet.version, mac), mtu)
+        answer = icmp.error(packet, problem, self._speaker(packet, mac), mtu)
         out.to_guest.append(link[6:12] + mac + link[12:] + answer)
 
-    def _speaker(self, version: int, mac: bytes) -> Address:
-        """Our address of the version, or one that stands for a router without any."""
-        ours = self._state.underlay.addresses if self._state.underlay else ()
+    def _speaker(self, packet: ip.Packet, mac: bytes) -> Address:
+        """Our address of the version, unless the guest has it, too: hosts ignore what seems to come from themselves.
+        Without any, the destination speaks: a route to it the guest has."""
+        underlay, target = self._state.underlay, _target(packet)
+        ours = (*underlay.guest_gateways, *(each.ip for each in underlay.addresses)) if underlay else ()
         for each in ours:
-            if each.version == version:
-                return each.ip
-        if version == 4:
-            return _DUMMY4
+            if each.version == packet.version and each != _source(packet):
+                return each
+        if not target.is_multicast:
+            return target
         interface = bytes((mac[0] ^ 2,)) + mac[1:3] + b"\xff\xfe" + mac[3:]  # RFC 4291 appendix A
         return IPv6Address(bytes.fromhex("fe80000000000000") + interface)
+
+
+def _source(packet: ip.Packet) -> Address:
+    data = packet.data
+    return IPv4Address(data[12:16]) if packet.version == 4 else IPv6Address(data[8:24])
 
 
 def _target(packet: ip.Packet) -> Address:

@@ -49,6 +49,7 @@ class Neighbours(Generic[T]):
     def __init__(self) -> None:
         self._hops: dict[Address, _Hop[T]] = {}
         self._waiting = 0
+        self._soonest: int | None = None  # nothing is due before
 
     def mac(self, address: Address) -> bytes | None:
         """The Ethernet address, if known."""
@@ -67,6 +68,7 @@ class Neighbours(Generic[T]):
             if len(self._hops) >= MAX_HOPS:
                 return [item]
             hop = self._hops[address] = _Hop(now)
+            self._soonest = now if self._soonest is None else min(self._soonest, now)
         hop.waiting.append(item)
         self._waiting += 1
         if len(hop.waiting) <= MAX_WAITING_PER_HOP and self._waiting <= MAX_WAITING:
@@ -84,6 +86,7 @@ class Neighbours(Generic[T]):
             return [], False
         changed = hop.mac != mac
         hop.mac, hop.asked, hop.due = mac, 0, now + REFRESH
+        self._reckon()
         released = list(hop.waiting)
         hop.waiting.clear()
         self._waiting -= len(released)
@@ -95,11 +98,14 @@ class Neighbours(Generic[T]):
         for address in [each for each in self._hops if each not in addresses]:
             dropped += self._hops.pop(address).waiting
         self._waiting -= len(dropped)
+        self._reckon()
         return dropped
 
     def tick(self, now: int) -> Due[T]:
         """What is due by now. A hop that has fallen silent is forgotten; the next packet for it asks everybody anew."""
         due = Due[T]([], [], lost=False)
+        if self._soonest is None or now < self._soonest:
+            return due
         for address, hop in list(self._hops.items()):
             if hop.due > now:
                 continue
@@ -112,8 +118,12 @@ class Neighbours(Generic[T]):
             due.given_up.extend(hop.waiting)
             self._waiting -= len(hop.waiting)
             del self._hops[address]
+        self._reckon()
         return due
 
     def deadline(self) -> int | None:
         """When :meth:`tick` has something to do next."""
-        return min((hop.due for hop in self._hops.values()), default=None)
+        return self._soonest
+
+    def _reckon(self) -> None:
+        self._soonest = min((hop.due for hop in self._hops.values()), default=None)

@@ -12,7 +12,7 @@ from ipaddress import IPv4Address, IPv6Address
 
 from virtio_ipsec.ipsec import ip
 from virtio_ipsec.policy import arp, nd
-from virtio_ipsec.policy.ethernet import ETHERTYPES, header
+from virtio_ipsec.policy.ethernet import ETHERTYPES, header, is_group
 from virtio_ipsec.policy.neighbours import Neighbours
 from virtio_ipsec.policy.port_config import Underlay
 from virtio_ipsec.policy.state import Departure, Output, PeerPath, PortState, tunnel_target
@@ -77,11 +77,11 @@ class NextHops:
             return Said.OTHER
         if self._underlay.owns(message.sender) and message.sender_mac != self._underlay.mac:
             return Said.FORGED
-        if message.operation != arp.REQUEST or not self._underlay.owns(message.target):
+        if message.operation != arp.REQUEST or not self._underlay.serves(message.target):
             return Said.OTHER
         if not message.claims or message.sender == message.target:
             return Said.OTHER
-        if self._may_answer(now):
+        if self._may_answer(message.sender_mac, now):
             out.to_guest.append(arp.reply(self._underlay.mac, message))
         return Said.HANDLED
 
@@ -95,7 +95,7 @@ class NextHops:
             return Said.OTHER, freed
         if message.operation == arp.REPLY:
             return self._answer_is_ours(), freed
-        if self._may_answer(now):
+        if self._may_answer(message.sender_mac, now):
             out.to_wire.append(arp.reply(self._underlay.mac, message))
         return Said.HANDLED, freed
 
@@ -107,12 +107,13 @@ class NextHops:
         claimed = message.target if message.kind == nd.ADVERTISEMENT else message.source
         if self._underlay.owns(claimed) and message.mac not in (None, self._underlay.mac):
             return Said.FORGED
-        if message.kind == nd.ADVERTISEMENT or not self._underlay.owns(message.target):
+        if message.kind == nd.ADVERTISEMENT or not self._underlay.serves(message.target):
             return Said.OTHER
         if message.source.is_unspecified or message.source == message.target:
             return Said.OTHER
-        if self._may_answer(now):
-            out.to_guest.append(nd.advertisement(self._underlay.mac, message, message.mac or sender))
+        asker = message.mac or sender
+        if self._may_answer(asker, now):
+            out.to_guest.append(nd.advertisement(self._underlay.mac, message, asker))
         return Said.HANDLED
 
     def nd_from_wire(
@@ -130,16 +131,18 @@ class NextHops:
         freed = self._learn(message.source, message.mac, now) if claims and message.mac else []
         if not self._underlay.owns(message.target):
             return Said.OTHER, freed
-        if self._may_answer(now):
-            out.to_wire.append(nd.advertisement(self._underlay.mac, message, message.mac or sender))
+        asker = message.mac or sender
+        if self._may_answer(asker, now):
+            out.to_wire.append(nd.advertisement(self._underlay.mac, message, asker))
         return Said.HANDLED, freed
 
     def _answer_is_ours(self) -> Said:
         """An answer to an address of ours is for nobody else, unless the guest shares it, which shows by its MAC."""
         return Said.OTHER if self._state.guest_mac == self._underlay.mac else Said.HANDLED
 
-    def _may_answer(self, now: int) -> bool:
-        allowed = self._state.answers.take(now)
+    def _may_answer(self, asker: bytes, now: int) -> bool:
+        """One question brings one answer, to one host, and not too many of them."""
+        allowed = not is_group(asker) and self._state.answers.take(now)
         self._state.counts["answers" if allowed else "answers_withheld"] += 1
         return allowed
 

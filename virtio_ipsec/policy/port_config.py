@@ -29,7 +29,7 @@ PORT_FIELDS = frozenset(
         "underlay",
     }
 )
-UNDERLAY_FIELDS = frozenset({"mac", "addresses", "mtu", "next_hop", "gateways"})
+UNDERLAY_FIELDS = frozenset({"mac", "addresses", "mtu", "next_hop", "gateways", "guest_gateways"})
 AUTO = "auto"
 DEFAULT_MTU = 1500
 #: RFC 791 3.2 and RFC 8200 5: what every link must carry.
@@ -49,7 +49,8 @@ class Underlay:
     """The network that carries the tunnels: our Ethernet address and IP addresses there, and the way out.
 
     ``mtu``: octets of IP packet. ``next_hop``: where every frame goes; None: on-link destinations and ``gateways``
-    (one for each IP version at most) are resolved by ARP and neighbour discovery.
+    (one for each IP version at most) are resolved by ARP and neighbour discovery. ``guest_gateways``: further addresses
+    that are ours towards the guest alone, in its own network, so that it can have one of them as its gateway.
     """
 
     mac: bytes
@@ -57,10 +58,15 @@ class Underlay:
     mtu: int = DEFAULT_MTU
     next_hop: bytes | None = None
     gateways: tuple[Address, ...] = ()
+    guest_gateways: tuple[Address, ...] = ()
 
     def owns(self, address: Address) -> bool:
         """Whether the address is one of ours."""
         return any(each.ip == address for each in self.addresses)
+
+    def serves(self, address: Address) -> bool:
+        """Whether the address is one of ours towards the guest."""
+        return address in self.guest_gateways or self.owns(address)
 
     def is_on_link(self, target: Address) -> bool:
         """Whether the address is of a neighbour: within a prefix of ours, or link-local."""
@@ -138,11 +144,14 @@ def _underlay(table: Table) -> Underlay:
         table.refuse("addresses", "holds an address twice")
     if any(mtu < LEAST_MTU[each.version] for each in found):
         table.refuse("mtu", f"must be at least {LEAST_MTU[6]} with IPv6 addresses")
-    gateways = tuple(_interface(table, text, "gateways").ip for text in table.texts("gateways"))
+    gateways, guest_gateways = (
+        tuple(_interface(table, text, name).ip for text in table.texts(name))
+        for name in ("gateways", "guest_gateways")
+    )
     if len({each.version for each in gateways}) < len(gateways):
         table.refuse("gateways", "has room for one of each IP version")
     next_hop = None if table.values.get("next_hop", AUTO) == AUTO else table.mac("next_hop")
-    result = Underlay(mac, found, mtu, next_hop, gateways)
+    result = Underlay(mac, found, mtu, next_hop, gateways, guest_gateways)
     for gateway in gateways:
         if not result.is_on_link(gateway):
             table.refuse("gateways", "must be on-link: within the prefix of one of the addresses")
