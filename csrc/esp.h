@@ -39,33 +39,29 @@ void esp_inbound_located(struct vipsec_sa_table *table, struct vipsec_packet *pa
 static inline uint32_t esp_padding(uint32_t payload_len) { return -(payload_len + 2) & 3; }
 
 /*
- * With many SAs, what a burst will touch is fetched ahead: no more at a time than the core can wait for, while it works
- * on other packets. AHEAD packets before its turn the lines that change, at its turn those of the key: the cipher comes
- * after the whole burst. The first line of struct sa is there in both.
+ * With many SAs, what a burst will touch is fetched ahead: never more at a time than the core can wait for, and all the
+ * time, so that memory works while the core does. ESP_AHEAD packets before its turn what headers need and the hash
+ * powers, half way what only some SAs need. The cipher asks for the round keys by itself.
  */
-enum { ESP_AHEAD = 8 };
+enum { ESP_AHEAD = 12 };
 
-static inline void esp_prefetch_live(const struct sa *sa) {
+static inline void esp_fetch(const struct sa *sa, uint32_t len) {
     if (sa != NULL) {
-        __builtin_prefetch(sa_live_of(sa), 1);
-        if (sa->flags & SA_LIMITED) {
-            __builtin_prefetch(&sa->packets_soft);
-        }
+        const struct sa_slot *slot = sa_slot_of(sa);
+        fetch_line(sa);
+        fetch_line(&slot->live);
+        gcm_fetch_powers(&slot->key, &sa_rest_of(slot)->powers, len);
     }
 }
 
-static inline void esp_prefetch_key(const struct sa *sa, uint32_t len) {
-    const uint8_t *key = (const uint8_t *)sa_key_of(sa_live_of(sa));
-    /* Powers for four blocks, AAD and lengths; round keys of AES-128. */
-    const uint8_t *at = key + offsetof(struct vipsec_gcm_key, round_key) - 144;
-    __builtin_prefetch(at);
-    __builtin_prefetch(at + 64);
-    __builtin_prefetch(at + 128);
-    __builtin_prefetch(at + 192);
-    __builtin_prefetch(at + 256);
-    for (uint32_t covered = 128; covered < len && at > key; covered += 64) {
-        at -= 64;
-        __builtin_prefetch(at);
+static inline void esp_fetch_rest(const struct sa *sa) {
+    if (sa != NULL) {
+        if (sa->flags & SA_LIMITED) {
+            fetch_line(sa_limits_of(sa));
+        }
+        if (sa->long_key) {
+            fetch_line(sa_slot_of(sa)->key.round_key[GCM_MAX_ROUND_KEYS - 1]);
+        }
     }
 }
 

@@ -283,8 +283,8 @@ static void settle(const struct vipsec_gcm *engine, struct opening *openings, si
 }
 
 /* Locates each packet's header, unless `known` has it. Returns how many have one that may belong to an SA here. */
-static size_t locate_all(struct vipsec_packet *packets, const struct esp_found *known, size_t count,
-                         struct opening *openings) {
+static size_t locate_all(struct vipsec_sa_table *table, struct vipsec_packet *packets, const struct esp_found *known,
+                         size_t count, struct opening *openings, bool many) {
     size_t located = 0;
     for (size_t i = 0; i < count; i++) {
         struct opening *o = &openings[located];
@@ -297,48 +297,64 @@ static size_t locate_all(struct vipsec_packet *packets, const struct esp_found *
         o->packet = &packets[i];
         packets[i].known = 0;
         packets[i].reason = (uint8_t)(reason == VIPSEC_REASON_NONE ? VIPSEC_REASON_UNKNOWN_SA : reason);
-        located += reason == VIPSEC_REASON_NONE && o->found.header.protocol == IP_ESP;
+        if (reason == VIPSEC_REASON_NONE && o->found.header.protocol == IP_ESP) {
+            located++;
+            if (many) {
+                fetch_line((const void *)sa_index_place(table, o->found.header.spi));
+            }
+        }
     }
     return located;
 }
 
-/* Finds each packet's SA. Returns how many have one; they move to the front. */
-static size_t find_sas(struct vipsec_sa_table *table, struct opening *openings, size_t count, bool many) {
+static void find_sas(struct vipsec_sa_table *table, struct opening *openings, size_t count, bool many) {
     struct sa *_Atomic *places[ESP_BURST];
-    size_t found = 0;
-    if (many) {
-        for (size_t i = 0; i < count; i++) {
-            __builtin_prefetch((const void *)sa_index_place(table, openings[i].found.header.spi));
-        }
-    }
     for (size_t i = 0; i < count; i++) {
         openings[i].id = sa_number_of(table, openings[i].found.header.spi);
         places[i] = sa_place(table->inbound, openings[i].id);
         if (many) {
-            __builtin_prefetch(places[i]);
+            fetch_line(places[i]);
         }
     }
     for (size_t i = 0; i < count; i++) {
         openings[i].sa = sa_at(places[i]);
-        if (many) {
-            __builtin_prefetch(openings[i].sa);
-        }
+    }
+}
+
+static inline void fetch(const struct opening *o) {
+    const struct vipsec_esp_found *header = &o->found.header;
+    esp_fetch(o->sa, header->end - header->offset - ESP_PREFIX - 16);
+}
+
+/* All that are to be opened, and their operations. Returns how many; they move to the front. */
+static size_t prepare_all(struct opening *openings, size_t count, struct vipsec_gcm_op *ops, size_t *tried, bool many) {
+    size_t found = 0;
+    for (size_t i = 0; many && i < count && i < ESP_AHEAD; i++) {
+        fetch(&openings[i]);
     }
     for (size_t i = 0; i < count; i++) {
-        const struct opening *o = &openings[i];
-        /* A number may have been given to another SA since the index was read. */
-        if (o->sa != NULL && load_be32(o->sa->spi) == o->found.header.spi) {
-            if (many && found < ESP_AHEAD) {
-                esp_prefetch_live(o->sa);
-            }
-            o->packet->known = 1;
-            o->packet->sa_id = o->id;
-            openings[i].live = sa_live_of(o->sa);
-            if (found != i) {
-                openings[found] = *o;
-            }
-            found++;
+        struct opening *o = &openings[found];
+        if (many && i + ESP_AHEAD < count) {
+            fetch(&openings[i + ESP_AHEAD]);
         }
+        if (many && i + ESP_AHEAD / 2 < count) {
+            esp_fetch_rest(openings[i + ESP_AHEAD / 2].sa);
+        }
+        const struct sa *sa = openings[i].sa;
+        /* A number may have been given to another SA since the index was read. */
+        if (sa == NULL || load_be32(sa->spi) != openings[i].found.header.spi) {
+            continue;
+        }
+        if (found != i) {
+            *o = openings[i];
+        }
+        o->packet->known = 1;
+        o->packet->sa_id = o->id;
+        o->live = sa_live_of(sa);
+        o->tried = false;
+        o->reason = (uint8_t)prepare(o, &ops[*tried]);
+        *tried += o->tried;
+        found++;
     }
     return found;
 }
@@ -349,19 +365,10 @@ static void burst(struct vipsec_sa_table *table, struct vipsec_packet *packets, 
     struct vipsec_gcm_op ops[ESP_BURST + 1];
     size_t tried = 0;
     const bool many = sa_many(table);
-    const size_t located = locate_all(packets, known, count, openings);
-    const size_t found = find_sas(table, openings, located, many);
-    for (size_t i = 0; i < found; i++) {
-        struct opening *o = &openings[i];
-        if (many) {
-            esp_prefetch_live(i + ESP_AHEAD < found ? openings[i + ESP_AHEAD].sa : NULL);
-            esp_prefetch_key(o->sa, o->packet->len);
-        }
-        o->tried = false;
-        o->reason = (uint8_t)prepare(o, &ops[tried]);
-        tried += o->tried;
-    }
-    vipsec_gcm_open(table->engine, ops, tried);
+    const size_t located = locate_all(table, packets, known, count, openings, many);
+    find_sas(table, openings, located, many);
+    const size_t found = prepare_all(openings, located, ops, &tried, many);
+    table->engine->open(ops, tried, many);
     settle(table->engine, openings, found, ops);
 }
 

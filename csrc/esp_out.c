@@ -291,14 +291,13 @@ static void find_sas(struct vipsec_sa_table *table, const struct vipsec_packet *
     }
     for (size_t i = 0; i < count; i++) {
         places[i] = sa_place(table->outbound, packets[i].sa_id);
-        __builtin_prefetch(places[i]);
+        fetch_line(places[i]);
     }
     for (size_t i = 0; i < count; i++) {
         sas[i] = sa_at(places[i]);
-        __builtin_prefetch(sas[i]);
     }
     for (size_t i = 0; i < count && i < ESP_AHEAD; i++) {
-        esp_prefetch_live(sas[i]);
+        esp_fetch(sas[i], packets[i].len);
     }
 }
 
@@ -330,10 +329,10 @@ static void burst(struct vipsec_sa_table *table, struct vipsec_packet *packets, 
             continue;
         }
         if (many && i + ESP_AHEAD < count) {
-            esp_prefetch_live(sas[i + ESP_AHEAD]);
+            esp_fetch(sas[i + ESP_AHEAD], packets[i + ESP_AHEAD].len);
         }
-        if (many && sa != NULL) {
-            esp_prefetch_key(sa, packet->len);
+        if (many && i + ESP_AHEAD / 2 < count) {
+            esp_fetch_rest(sas[i + ESP_AHEAD / 2]);
         }
         if (sa != NULL) {
             /* The common kind in a copy of its own, without what the options ask for. */
@@ -351,7 +350,7 @@ static void burst(struct vipsec_sa_table *table, struct vipsec_packet *packets, 
     if (held != NULL) {
         sa_unlock(held);
     }
-    const size_t failed = vipsec_gcm_seal(table->engine, ops, ready);
+    const size_t failed = table->engine->seal(ops, ready, many);
     for (size_t i = 0; i < ready; i++) {
         if (failed != 0 && ops[i].result != VIPSEC_GCM_OK) {
             finishing[i].packet->reason = VIPSEC_REASON_UNKNOWN_SA; /* libcrypto gave up: nothing may be sent */

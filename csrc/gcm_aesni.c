@@ -56,12 +56,13 @@ void gcm_key_expand_x86(struct vipsec_gcm_key *key, const uint8_t *bytes, size_t
     h = _mm_set_epi64x((long long)high, (long long)low);
     __m128i p = h;
     for (size_t k = 1;; k++) {
-        store16(key->u.hash.power[GCM_POWERS - k], p);
+        store16(key->powers->power[GCM_POWERS - k], p);
         if (k == GCM_POWERS) {
             break;
         }
         p = multiply(p, h);
     }
+    memcpy(key->u.power, key->powers->power[GCM_POWERS - GCM_LOW_POWERS], sizeof key->u.power);
 }
 
 typedef __m128i vec;

@@ -151,8 +151,12 @@ static size_t run(struct vipsec_gcm_op *ops, size_t count, enum vipsec_gcm_resul
     return failed;
 }
 
-static size_t seal(struct vipsec_gcm_op *ops, size_t count) { return run(ops, count, seal_one); }
-static size_t open_batch(struct vipsec_gcm_op *ops, size_t count) { return run(ops, count, open_one); }
+static size_t seal(struct vipsec_gcm_op *ops, size_t count, bool far) {
+    return (void)far, run(ops, count, seal_one);
+}
+static size_t open_batch(struct vipsec_gcm_op *ops, size_t count, bool far) {
+    return (void)far, run(ops, count, open_one);
+}
 
 const struct vipsec_gcm *gcm_engine_evp(void) {
     static const struct vipsec_gcm engine = {VIPSEC_ISA_EVP, make_key, release_key, seal, open_batch};

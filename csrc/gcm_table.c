@@ -47,11 +47,14 @@ const struct vipsec_gcm *vipsec_gcm_default(void) {
 
 int vipsec_gcm_isa(const struct vipsec_gcm *engine) { return (int)engine->isa; }
 
-bool gcm_key_make(const struct vipsec_gcm *engine, struct vipsec_gcm_key *key, const uint8_t *bytes, size_t size) {
+bool gcm_key_make(const struct vipsec_gcm *engine, struct vipsec_gcm_key *key, struct gcm_powers *powers,
+                  const uint8_t *bytes, size_t size) {
     if (size != 16 && size != 24 && size != 32) {
         return false;
     }
     memset(key, 0, sizeof *key);
+    memset(powers, 0, sizeof *powers);
+    key->powers = powers;
     key->isa = (uint32_t)engine->isa;
     key->rounds = (uint32_t)size / 4 + 6;
     if (!engine->key_init(key, bytes, size)) {
@@ -66,13 +69,21 @@ void gcm_key_wipe(struct vipsec_gcm_key *key) {
     if (engine != NULL && engine->key_release != NULL) {
         engine->key_release(key);
     }
+    vipsec_wipe(key->powers, sizeof *key->powers);
     vipsec_wipe(key, sizeof *key);
 }
 
+/* A key on its own. */
+struct whole_key {
+    struct vipsec_gcm_key key;
+    struct gcm_powers powers;
+};
+static_assert(sizeof(struct whole_key) % GCM_KEY_ALIGN == 0, "as aligned_alloc wants it");
+
 struct vipsec_gcm_key *vipsec_gcm_key_new(const struct vipsec_gcm *engine, const uint8_t *key, size_t key_len) {
-    struct vipsec_gcm_key *made = aligned_alloc(GCM_KEY_ALIGN, sizeof *made);
-    if (made == NULL || gcm_key_make(engine, made, key, key_len)) {
-        return made;
+    struct whole_key *made = aligned_alloc(GCM_KEY_ALIGN, sizeof *made);
+    if (made != NULL && gcm_key_make(engine, &made->key, &made->powers, key, key_len)) {
+        return &made->key;
     }
     free(made);
     return NULL;
@@ -86,9 +97,9 @@ void vipsec_gcm_key_free(struct vipsec_gcm_key *key) {
 }
 
 size_t vipsec_gcm_seal(const struct vipsec_gcm *engine, struct vipsec_gcm_op *ops, size_t count) {
-    return engine->seal(ops, count);
+    return engine->seal(ops, count, false);
 }
 
 size_t vipsec_gcm_open(const struct vipsec_gcm *engine, struct vipsec_gcm_op *ops, size_t count) {
-    return engine->open(ops, count);
+    return engine->open(ops, count, false);
 }

@@ -311,6 +311,7 @@ static __attribute__((noinline)) void open_long(struct vipsec_gcm_op *const *ops
 /* `count` packets (a multiple of BLOCKS) of at most `vectors` vectors each, with keys of one size. */
 INLINE void group(struct vipsec_gcm_op *const *ops, const int count, const int vectors, const bool opening) {
     enum { MOST = 4 };
+    const size_t most = (size_t)vectors * BLOCKS + 2; /* blocks of data, AAD and lengths */
     vec s[MOST][MOST];
     __m128i mask[MOST], aad[MOST], aad_weight[MOST], lengths[MOST], length_weight[MOST];
     struct sum sums[MOST], lanes;
@@ -347,9 +348,9 @@ INLINE void group(struct vipsec_gcm_op *const *ops, const int count, const int v
         mask[i] = _mm_aesenclast_si128(mask[i], v_first(key));
         const size_t len = op->len, blocks = (len + 15) / 16;
         aad[i] = aad_block(op);
-        aad_weight[i] = load16(power(op->key, blocks + 2));
+        aad_weight[i] = load16(power_up_to(most, op->key, blocks + 2));
         lengths[i] = length_block(op);
-        length_weight[i] = load16(power(op->key, 1));
+        length_weight[i] = load16(power_up_to(most, op->key, 1));
         sums[i] = sum_zero();
         UNROLL for (int v = 0; v < vectors; v++) {
             const size_t done = (size_t)v * VECTOR, n = len <= done ? 0 : len - done < VECTOR ? len - done : VECTOR;
@@ -361,7 +362,7 @@ INLINE void group(struct vipsec_gcm_op *const *ops, const int count, const int v
             }
             /* A vector without data is zero: any weight will do. */
             const size_t weight = blocks + 1 > (size_t)v * BLOCKS ? blocks + 1 - (size_t)v * BLOCKS : 1;
-            sum_add(&sums[i], v_reverse(x), v_load(power(op->key, weight)));
+            sum_add(&sums[i], v_reverse(x), v_load(power_up_to(most, op->key, weight)));
         }
     }
     UNROLL for (int i = 0; i < count; i += BLOCKS) {
@@ -399,6 +400,7 @@ typedef void group_function(struct vipsec_gcm_op *const *ops);
 
 #define GROUP(limit, count, vectors)                                                                                   \
     static_assert((limit) == (vectors)*VECTOR && (count) % BLOCKS == 0 && (count) <= 4, "group of " #limit);           \
+    static_assert(((limit) <= GCM_SHORT) == ((vectors)*BLOCKS + 2 <= GCM_LOW_POWERS), "powers of " #limit);            \
     static void seal_##limit(struct vipsec_gcm_op *const *ops) { group(ops, count, vectors, false); }                  \
     static void open_##limit(struct vipsec_gcm_op *const *ops) { group(ops, count, vectors, true); }
 GROUPS(GROUP)
@@ -413,6 +415,9 @@ static const struct group_kind {
 #undef GROUP
 };
 enum { KINDS = sizeof kinds / sizeof kinds[0], KEY_SIZES = 3 };
+
+/* Packets by which round keys are fetched ahead. */
+enum { FETCH_AHEAD = 8 };
 
 /* Packets that wait for company of their kind and key size. */
 struct bin {
@@ -450,7 +455,7 @@ INLINE void flush_bin(struct queue *queue, struct bin *bin, const struct group_k
     }
 }
 
-INLINE size_t run(struct vipsec_gcm_op *ops, size_t count, const bool opening) {
+INLINE size_t run(struct vipsec_gcm_op *ops, size_t count, const bool opening, const bool far) {
     struct bin bins[KINDS][KEY_SIZES];
     struct queue queue;
     queue.used = 0;
@@ -459,8 +464,14 @@ INLINE size_t run(struct vipsec_gcm_op *ops, size_t count, const bool opening) {
             bins[kind][size].used = 0;
         }
     }
+    for (size_t i = 0; far && i < FETCH_AHEAD && i < count; i++) {
+        gcm_fetch_round_keys(ops[i].key);
+    }
     for (size_t i = 0; i < count; i++) {
         struct vipsec_gcm_op *op = &ops[i];
+        if (far && i + FETCH_AHEAD < count) {
+            gcm_fetch_round_keys(ops[i + FETCH_AHEAD].key);
+        }
         if (!gcm_op_valid(op, ENGINE_ISA)) {
             op->result = VIPSEC_GCM_REFUSED;
             continue;
@@ -494,8 +505,12 @@ INLINE size_t run(struct vipsec_gcm_op *ops, size_t count, const bool opening) {
     return failed;
 }
 
-static size_t seal_batch(struct vipsec_gcm_op *ops, size_t count) { return run(ops, count, false); }
-static size_t open_batch(struct vipsec_gcm_op *ops, size_t count) { return run(ops, count, true); }
+static size_t seal_batch(struct vipsec_gcm_op *ops, size_t count, bool far) {
+    return far ? run(ops, count, false, true) : run(ops, count, false, false);
+}
+static size_t open_batch(struct vipsec_gcm_op *ops, size_t count, bool far) {
+    return far ? run(ops, count, true, true) : run(ops, count, true, false);
+}
 
 static bool make_key(struct vipsec_gcm_key *key, const uint8_t *bytes, size_t size) {
     gcm_key_expand_x86(key, bytes, size);

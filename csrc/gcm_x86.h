@@ -77,7 +77,12 @@ INLINE void store_short(uint8_t *p, __m128i x, size_t n) {
 
 /* Powers H^k, H^(k-1), ... stand behind one another. */
 INLINE const uint8_t *power(const struct vipsec_gcm_key *key, size_t k) {
-    return (const uint8_t *)key + (GCM_POWERS - k) * 16;
+    return (const uint8_t *)key->powers + (GCM_POWERS - k) * 16;
+}
+
+/* The same for k up to `most`, which is known when this is compiled: from the key's own lines if they have them. */
+INLINE const uint8_t *power_up_to(size_t most, const struct vipsec_gcm_key *key, size_t k) {
+    return most <= GCM_LOW_POWERS ? (const uint8_t *)key + (GCM_LOW_POWERS - k) * 16 : power(key, k);
 }
 
 /* IV and block counter 1, the counter block that encrypts the tag. */

@@ -1,14 +1,14 @@
 /*
- * One security association in memory: what a packet needs of it, nearest first.
+ * One security association in memory. A packet needs, side by side in a slot:
  *
  *   struct sa        what the configuration says, made ready for headers. Constant once readers can see it: MODIFY
- *                    fills the other one of the two that a slot has and turns the table's pointer to it.
+ *                    fills the other one of the two that an SA has and turns the table's pointer to it.
  *   struct sa_live   sequence number, counters, replay window: one for the life of the SA, under a lock of its own.
  *                    One locked instruction per packet makes all of it exact; an atomic addition each would be three.
- *   the key          round keys and hash powers.
+ *   the key          round keys and low hash powers.
  *
- * With many SAs most of this comes from memory, so a short packet touches few lines: one of struct sa (two if it has
- * limits), struct sa_live, and five of the key. A slot is an odd number of lines: slots spread over all sets of a cache.
+ * Everything else is in struct sa_rest. With many SAs most of a slot comes from memory for each packet, which is what
+ * their number costs: so slots are small, of whole lines, and slots made one after the other are neighbours.
  */
 #ifndef VIPSEC_SA_H
 #define VIPSEC_SA_H
@@ -59,17 +59,25 @@ struct sa {
     uint8_t tos;        /* configured DSCP, ECN 0 */
     uint8_t df;
     uint8_t icv_len;
-    uint8_t which;      /* place in the slot */
+    uint8_t long_key; /* not of AES-128 */
+};
 
+struct sa_limits {
     uint64_t packets_soft, bytes_soft, packets_hard, bytes_hard;
     uint32_t frozen; /* 1: refuses everything */
-    uint32_t reserved[7];
+    uint32_t reserved;
 };
 
 struct sa_slot {
-    _Alignas(SA_LINE) struct sa versions[2];
+    _Alignas(SA_LINE) struct sa sa;
     struct sa_live live;
     struct vipsec_gcm_key key;
+};
+
+struct sa_rest {
+    struct gcm_powers powers;
+    _Alignas(SA_LINE) struct sa sa; /* after every other MODIFY it is this one that counts */
+    struct sa_limits limits[2];     /* of the slot's struct sa, of this one */
     _Atomic uint64_t refused[VIPSEC_REASON_COUNT];
     uint64_t first_sequence;
     struct sa_slot *next_free;
@@ -77,15 +85,52 @@ struct sa_slot {
     uint8_t direction;
 };
 
+/* Slots are made so many at a time. From the address of one part of an SA follow those of the others. */
+enum { SA_CHUNK_SLOTS = 4096, SA_CHUNK_ALIGN = 8 << 20 };
+
+struct sa_chunk {
+    struct sa_slot slot[SA_CHUNK_SLOTS]; /* a page of the larger size that most machines have */
+    struct sa_rest rest[SA_CHUNK_SLOTS];
+    struct sa_chunk *next;
+};
+
 static_assert(sizeof(struct sa_live) == SA_LINE, "everything that changes per packet in one line");
 static_assert(offsetof(struct sa_live, small_words) == offsetof(struct sa_live, small) + sizeof(struct replay_ring), "");
-static_assert(sizeof(struct sa) == 2 * SA_LINE && offsetof(struct sa, packets_soft) == SA_LINE, "two lines");
+static_assert(sizeof(struct sa) == SA_LINE && sizeof(struct sa_slot) == 512, "no gaps");
 static_assert(offsetof(struct sa_slot, key) == offsetof(struct sa_slot, live) + sizeof(struct sa_live), "neighbours");
 static_assert(offsetof(struct sa_slot, key) % GCM_KEY_ALIGN == 0, "the key is aligned when the slot is");
-static_assert(sizeof(struct sa_slot) % (2 * SA_LINE) == SA_LINE, "odd number of lines");
+static_assert(sizeof(struct sa_chunk) <= SA_CHUNK_ALIGN, "a chunk is found by its address");
+
+static inline struct sa_chunk *sa_chunk_of(const void *part) {
+    return (struct sa_chunk *)((uintptr_t)part & ~((uintptr_t)SA_CHUNK_ALIGN - 1));
+}
+
+/* Which of the two it is. */
+static inline unsigned sa_which(const struct sa *sa) {
+    return ((uintptr_t)sa & (SA_CHUNK_ALIGN - 1)) >= offsetof(struct sa_chunk, rest);
+}
 
 static inline struct sa_slot *sa_slot_of(const struct sa *sa) {
-    return (struct sa_slot *)(uintptr_t)(sa - sa->which);
+    if (__builtin_expect(sa_which(sa) == 0, 1)) {
+        return (struct sa_slot *)(uintptr_t)sa;
+    }
+    struct sa_chunk *chunk = sa_chunk_of(sa);
+    return &chunk->slot[((uintptr_t)sa - (uintptr_t)chunk->rest) / sizeof chunk->rest[0]];
+}
+
+static inline struct sa_rest *sa_rest_of(const struct sa_slot *slot) {
+    struct sa_chunk *chunk = sa_chunk_of(slot);
+    return &chunk->rest[slot - chunk->slot];
+}
+
+/* The other one of the two that an SA has. */
+static inline struct sa *sa_other(const struct sa *sa) {
+    struct sa_slot *slot = sa_slot_of(sa);
+    return sa_which(sa) == 0 ? &sa_rest_of(slot)->sa : &slot->sa;
+}
+
+static inline struct sa_limits *sa_limits_of(const struct sa *sa) {
+    return &sa_rest_of(sa_slot_of(sa))->limits[sa_which(sa)];
 }
 
 static inline struct sa_live *sa_live_of(const struct sa *sa) { return &sa_slot_of(sa)->live; }
@@ -107,7 +152,8 @@ static inline struct sa_live *sa_hold(struct sa_live *held, struct sa_live *live
 
 /* SA_LIMITED if the version is. */
 static inline void sa_set_limited(struct sa *sa) {
-    const bool limited = (sa->packets_soft | sa->bytes_soft | sa->packets_hard | sa->bytes_hard | sa->frozen) != 0;
+    const struct sa_limits *l = sa_limits_of(sa);
+    const bool limited = (l->packets_soft | l->bytes_soft | l->packets_hard | l->bytes_hard | l->frozen) != 0;
     sa->flags = (uint8_t)(limited ? sa->flags | SA_LIMITED : sa->flags & ~SA_LIMITED);
 }
 
@@ -127,17 +173,23 @@ static inline int sa_stopped_by(const struct sa *sa, const struct sa_live *live)
     if ((sa->flags & SA_LIMITED) == 0) {
         return VIPSEC_REASON_NONE;
     }
-    if (sa->frozen) {
+    const struct sa_limits *limits = sa_limits_of(sa);
+    if (limits->frozen) {
         return VIPSEC_REASON_HELD;
     }
-    return sa_reached(sa_get(&live->packets), sa->packets_hard) || sa_reached(sa_get(&live->bytes), sa->bytes_hard)
+    return sa_reached(sa_get(&live->packets), limits->packets_hard) ||
+                   sa_reached(sa_get(&live->bytes), limits->bytes_hard)
                ? VIPSEC_REASON_HARD_LIFETIME
                : VIPSEC_REASON_NONE;
 }
 
 static inline bool sa_soft_expired(const struct sa *sa, const struct sa_live *live) {
-    return (sa->flags & SA_LIMITED) != 0 &&
-           (sa_reached(sa_get(&live->packets), sa->packets_soft) || sa_reached(sa_get(&live->bytes), sa->bytes_soft));
+    if ((sa->flags & SA_LIMITED) == 0) {
+        return false;
+    }
+    const struct sa_limits *limits = sa_limits_of(sa);
+    return sa_reached(sa_get(&live->packets), limits->packets_soft) ||
+           sa_reached(sa_get(&live->bytes), limits->bytes_soft);
 }
 
 /* One packet more, under the lock. */
@@ -147,7 +199,7 @@ static inline void sa_count(struct sa_live *live, uint64_t octets) {
 }
 
 static inline void sa_refuse(const struct sa *sa, int reason) {
-    atomic_fetch_add_explicit(&sa_slot_of(sa)->refused[reason], 1, memory_order_relaxed);
+    atomic_fetch_add_explicit(&sa_rest_of(sa_slot_of(sa))->refused[reason], 1, memory_order_relaxed);
 }
 
 #endif

@@ -11,7 +11,7 @@ static_assert(offsetof(struct vipsec_sa_progress, frozen) == 32 + 8 * VIPSEC_REA
 
 static void read_refused(struct sa *sa, uint64_t refused[VIPSEC_REASON_COUNT]) {
     for (size_t i = 0; i < VIPSEC_REASON_COUNT; i++) {
-        refused[i] = sa_get(&sa_slot_of(sa)->refused[i]);
+        refused[i] = sa_get(&sa_rest_of(sa_slot_of(sa))->refused[i]);
     }
 }
 
@@ -30,13 +30,13 @@ static void read_state(struct sa *sa, struct vipsec_sa_state *state) {
 static void read_progress(struct sa *sa, struct vipsec_sa_progress *progress) {
     struct sa_live *live = sa_live_of(sa);
     memset(progress, 0, sizeof *progress);
-    progress->frozen = sa->frozen;
+    progress->frozen = sa_limits_of(sa)->frozen;
     sa_lock(live);
     progress->sequence = sa_get(&live->sequence);
     progress->iv_base = live->iv_base;
     progress->packets = sa_get(&live->packets);
     progress->bytes = sa_get(&live->bytes);
-    if (sa_slot_of(sa)->direction == VIPSEC_INBOUND) {
+    if (sa_rest_of(sa_slot_of(sa))->direction == VIPSEC_INBOUND) {
         const struct replay_ring *ring = atomic_load(&live->ring);
         progress->window = ring->size;
         for (uint32_t behind = 0; behind < ring->size; behind++) {
@@ -51,13 +51,13 @@ static void read_progress(struct sa *sa, struct vipsec_sa_progress *progress) {
 
 /* A version of the SA that is frozen, or not. When this returns no packet is worked on with the one before. */
 static void turn(struct vipsec_sa_table *table, struct sa *now, bool frozen) {
-    struct sa_slot *slot = sa_slot_of(now);
-    struct sa *next = &slot->versions[!now->which];
+    const int direction = sa_rest_of(sa_slot_of(now))->direction;
+    struct sa *next = sa_other(now);
     *next = *now;
-    next->which = !now->which;
-    next->frozen = frozen;
+    *sa_limits_of(next) = *sa_limits_of(now);
+    sa_limits_of(next)->frozen = frozen;
     sa_set_limited(next);
-    atomic_store_explicit(sa_place(sa_pages(table, slot->direction), slot->live.id), next, memory_order_release);
+    atomic_store_explicit(sa_place(sa_pages(table, direction), sa_live_of(now)->id), next, memory_order_release);
     sa_table_synchronize(table);
 }
 
@@ -95,20 +95,21 @@ static void raise_counter(_Atomic uint64_t *counter, uint64_t value) {
 /* Whether nothing that was used is used again from there on. Under the lock. */
 static bool is_ahead(const struct sa *sa, const struct vipsec_sa_progress *from) {
     const struct sa_slot *slot = sa_slot_of(sa);
+    const struct sa_rest *rest = sa_rest_of(slot);
     const uint64_t used = sa_get(&slot->live.sequence), last = (sa->flags & SA_ESN) != 0 ? UINT64_MAX : UINT32_MAX;
     /* IVs are base and number: with another base one that was used could come again. */
-    const bool unused = used == slot->first_sequence - 1;
+    const bool unused = used == rest->first_sequence - 1;
     return from->sequence >= used && from->sequence <= last &&
-           (slot->direction == VIPSEC_INBOUND || unused || from->iv_base == slot->live.iv_base);
+           (rest->direction == VIPSEC_INBOUND || unused || from->iv_base == slot->live.iv_base);
 }
 
 static int restore(struct vipsec_sa_table *table, struct sa *sa, const struct vipsec_sa_progress *from) {
-    struct sa_slot *slot = sa_slot_of(sa);
-    struct sa_live *live = &slot->live;
+    struct sa_rest *rest = sa_rest_of(sa_slot_of(sa));
+    struct sa_live *live = sa_live_of(sa);
     sa_lock(live);
     const bool possible = is_ahead(sa, from) && from->window <= VIPSEC_MAX_REPLAY_WINDOW;
     if (possible) {
-        if (slot->direction == VIPSEC_INBOUND) {
+        if (rest->direction == VIPSEC_INBOUND) {
             merge_window(live, from);
         } else {
             live->iv_base = from->iv_base;
@@ -122,12 +123,12 @@ static int restore(struct vipsec_sa_table *table, struct sa *sa, const struct vi
         return VIPSEC_SA_REFUSED;
     }
     for (size_t i = 0; i < VIPSEC_REASON_COUNT; i++) {
-        const uint64_t counted = sa_get(&slot->refused[i]);
+        const uint64_t counted = sa_get(&rest->refused[i]);
         if (counted < from->refused[i]) {
-            atomic_fetch_add(&slot->refused[i], from->refused[i] - counted); /* others count on meanwhile */
+            atomic_fetch_add(&rest->refused[i], from->refused[i] - counted); /* others count on meanwhile */
         }
     }
-    if (sa->frozen) {
+    if (sa_limits_of(sa)->frozen) {
         turn(table, sa, false);
     }
     return VIPSEC_SA_OK;

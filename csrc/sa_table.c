@@ -3,17 +3,15 @@
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
 #include "checksum.h"
 #include "ip.h"
+#include "sa_memory.h"
 #include "sa_table.h"
 
 static_assert(sizeof(struct vipsec_sa_config) == 152 && offsetof(struct vipsec_sa_config, packets_soft) == 96, "public");
 
 enum {
-    SMALL_CHUNK = 64 << 10, /* bytes: the first one, for a port with few SAs */
-    LARGE_CHUNK = 2 << 20,  /* the others: a page of the larger size that most machines have */
     LEAST_INDEX_BITS = 6,
     OPTIONS = VIPSEC_OPTION_ESN | VIPSEC_OPTION_UDP_ENCAP | VIPSEC_OPTION_COPY_DSCP | VIPSEC_OPTION_DEC_TTL |
               VIPSEC_OPTION_COPY_DF | VIPSEC_OPTION_ECN | VIPSEC_OPTION_SA_LIFETIME,
@@ -21,59 +19,10 @@ enum {
     DEFAULT_TTL = 64,
 };
 
-struct chunk {
-    struct chunk *next;
-};
-
 struct sa_writer {
     pthread_mutex_t lock;
-    struct sa_slot *free;
-    struct chunk *chunks;
+    struct sa_memory memory[2]; /* outbound, inbound: what is often used side by side is side by side */
 };
-
-/* ---- memory of slots ---------------------------------------------------------------------- */
-
-static bool more_slots(struct sa_writer *writer) {
-    const size_t size = writer->chunks == NULL ? SMALL_CHUNK : LARGE_CHUNK;
-    struct chunk *chunk = aligned_alloc(size, size);
-    if (chunk == NULL) {
-        return false;
-    }
-    if (size == LARGE_CHUNK) {
-        madvise(chunk, size, MADV_HUGEPAGE); /* only a wish: fewer entries of the TLB */
-    }
-    memset(chunk, 0, size);
-    chunk->next = writer->chunks;
-    writer->chunks = chunk;
-    struct sa_slot *slots = (struct sa_slot *)(void *)((uint8_t *)chunk + SA_LINE);
-    for (size_t i = (size - SA_LINE) / sizeof *slots; i-- > 0;) {
-        slots[i].next_free = writer->free;
-        writer->free = &slots[i];
-    }
-    return true;
-}
-
-static struct sa_slot *take_slot(struct sa_writer *writer) {
-    if (writer->free == NULL && !more_slots(writer)) {
-        return NULL;
-    }
-    struct sa_slot *slot = writer->free;
-    writer->free = slot->next_free;
-    return slot;
-}
-
-static void give_slot(struct sa_writer *writer, struct sa_slot *slot) {
-    struct replay_ring *ring = atomic_load(&slot->live.ring);
-    if (ring != &slot->live.small) {
-        free(ring);
-    }
-    if (slot->key.rounds != 0) {
-        gcm_key_wipe(&slot->key);
-    }
-    vipsec_wipe(slot, sizeof *slot);
-    slot->next_free = writer->free;
-    writer->free = slot;
-}
 
 /* ---- grace periods ------------------------------------------------------------------------ */
 
@@ -218,10 +167,11 @@ static void make_outer(struct sa *sa, const struct vipsec_sa_config *config) {
     }
 }
 
-static void make_version(struct sa_slot *slot, unsigned which, const struct vipsec_sa_config *config) {
-    struct sa *sa = &slot->versions[which];
+/* The one of the two that `now` is not; NULL: the first. */
+static struct sa *make_version(struct sa_slot *slot, const struct sa *now, const struct vipsec_sa_config *config) {
+    struct sa_rest *rest = sa_rest_of(slot);
+    struct sa *sa = now == NULL ? &slot->sa : sa_other(now);
     memset(sa, 0, sizeof *sa);
-    sa->which = (uint8_t)which;
     sa->flags = flags_of(config);
     if (config->is_tunnel && config->direction == VIPSEC_OUTBOUND) {
         make_outer(sa, config);
@@ -232,12 +182,18 @@ static void make_version(struct sa_slot *slot, unsigned which, const struct vips
     sa->tos = (uint8_t)(config->dscp << 2);
     sa->df = config->df;
     sa->icv_len = config->icv_len;
-    sa->packets_soft = config->packets_soft;
-    sa->bytes_soft = config->bytes_soft;
-    sa->packets_hard = config->packets_hard;
-    sa->bytes_hard = config->bytes_hard;
-    sa->frozen = slot->versions[!which].frozen; /* as the version before */
+    memcpy(sa->salt, now != NULL ? now->salt : config->salt, sizeof sa->salt);
+    sa->long_key = slot->key.rounds > 10;
+    rest->options = config->options;
+    *sa_limits_of(sa) = (struct sa_limits){
+        .packets_soft = config->packets_soft,
+        .bytes_soft = config->bytes_soft,
+        .packets_hard = config->packets_hard,
+        .bytes_hard = config->bytes_hard,
+        .frozen = now != NULL ? sa_limits_of(now)->frozen : config->frozen != 0,
+    };
     sa_set_limited(sa);
+    return sa;
 }
 
 void sa_table_lock(struct vipsec_sa_table *table) { pthread_mutex_lock(&table->writer->lock); }
@@ -256,6 +212,10 @@ static struct sa *_Atomic *make_place(struct sa_page *_Atomic *pages, uint32_t i
 
 struct sa_page *_Atomic *sa_pages(struct vipsec_sa_table *table, int direction) {
     return direction == VIPSEC_INBOUND ? table->inbound : table->outbound;
+}
+
+static struct sa_memory *memory_of(struct vipsec_sa_table *table, int direction) {
+    return &table->writer->memory[direction == VIPSEC_INBOUND];
 }
 
 struct sa *sa_living(struct vipsec_sa_table *table, int direction, uint32_t id) {
@@ -277,8 +237,9 @@ static int add(struct vipsec_sa_table *table, uint32_t id, const struct vipsec_s
         (inbound && sa_number_of(table, config->spi) != VIPSEC_SA_MAX)) {
         return VIPSEC_SA_EXISTS;
     }
+    struct sa_memory *memory = memory_of(table, config->direction);
     struct sa *_Atomic *place = make_place(sa_pages(table, config->direction), id);
-    struct sa_slot *slot = place == NULL || (inbound && !index_grow(table)) ? NULL : take_slot(table->writer);
+    struct sa_slot *slot = place == NULL || (inbound && !index_grow(table)) ? NULL : sa_memory_take(memory);
     if (slot == NULL) {
         return VIPSEC_SA_NO_MEMORY;
     }
@@ -286,14 +247,14 @@ static int add(struct vipsec_sa_table *table, uint32_t id, const struct vipsec_s
     if (config->replay_window > SA_SMALL_WINDOW) {
         ring = ring_new(config->replay_window);
     }
-    if (ring == NULL || !gcm_key_make(table->engine, &slot->key, config->key, config->key_len)) {
+    struct sa_rest *rest = sa_rest_of(slot);
+    if (ring == NULL || !gcm_key_make(table->engine, &slot->key, &rest->powers, config->key, config->key_len)) {
         atomic_store(&slot->live.ring, ring);
-        give_slot(table->writer, slot);
+        sa_memory_give(memory, slot);
         return VIPSEC_SA_NO_MEMORY;
     }
-    slot->first_sequence = config->first_sequence;
-    slot->options = config->options;
-    slot->direction = config->direction;
+    rest->first_sequence = config->first_sequence;
+    rest->direction = config->direction;
     atomic_store(&slot->live.sequence, config->first_sequence - 1);
     replay_copy(ring, inbound ? config->replay_window : 0, NULL, config->first_sequence - 1);
     atomic_store(&slot->live.ring, ring);
@@ -302,10 +263,7 @@ static int add(struct vipsec_sa_table *table, uint32_t id, const struct vipsec_s
     }
     slot->live.iv_base = config->iv_base;
     slot->live.id = id;
-    slot->versions[1].frozen = config->frozen != 0;
-    make_version(slot, 0, config);
-    memcpy(slot->versions[0].salt, config->salt, sizeof config->salt);
-    atomic_store_explicit(place, &slot->versions[0], memory_order_release);
+    atomic_store_explicit(place, make_version(slot, NULL, config), memory_order_release);
     if (inbound) {
         index_insert(table, atomic_load(&table->index), (uint64_t)config->spi << 32 | (id + 1));
     }
@@ -342,7 +300,7 @@ static int modify(struct vipsec_sa_table *table, int direction, uint32_t id, con
     struct sa_slot *slot = sa_slot_of(now);
     if (config->direction != direction || config->spi != load_be32(now->spi) || config->icv_len != now->icv_len ||
         config->is_tunnel != (now->flags & SA_TUNNEL) ||
-        ((config->options ^ slot->options) & VIPSEC_OPTION_ESN) != 0) {
+        ((config->options ^ sa_rest_of(slot)->options) & VIPSEC_OPTION_ESN) != 0) {
         return VIPSEC_SA_REFUSED;
     }
     struct replay_ring *old = NULL;
@@ -350,11 +308,8 @@ static int modify(struct vipsec_sa_table *table, int direction, uint32_t id, con
         !resize(&slot->live, config->replay_window, &old)) {
         return VIPSEC_SA_NO_MEMORY;
     }
-    const unsigned which = !now->which;
-    make_version(slot, which, config);
-    memcpy(slot->versions[which].salt, now->salt, sizeof now->salt);
-    slot->options = config->options;
-    atomic_store_explicit(sa_place(sa_pages(table, direction), id), &slot->versions[which], memory_order_release);
+    struct sa *next = make_version(slot, now, config);
+    atomic_store_explicit(sa_place(sa_pages(table, direction), id), next, memory_order_release);
     sa_table_synchronize(table); /* the version before is free for the next MODIFY */
     free(old);
     return VIPSEC_SA_OK;
@@ -370,7 +325,7 @@ static int remove_sa(struct vipsec_sa_table *table, int direction, uint32_t id) 
     }
     atomic_store(sa_place(sa_pages(table, direction), id), NULL);
     sa_table_synchronize(table);
-    give_slot(table->writer, sa_slot_of(sa));
+    sa_memory_give(memory_of(table, direction), sa_slot_of(sa));
     atomic_fetch_sub(&table->count, 1);
     return VIPSEC_SA_OK;
 }
@@ -425,29 +380,26 @@ struct vipsec_sa_table *vipsec_sa_table_new(const struct vipsec_gcm *engine, uin
     return table;
 }
 
-static void free_pages(struct sa_writer *writer, struct sa_page *_Atomic *pages) {
+static void free_all(struct sa_memory *memory, struct sa_page *_Atomic *pages) {
     for (size_t i = 0; i < SA_PAGES; i++) {
         struct sa_page *page = atomic_load(&pages[i]);
         for (size_t j = 0; page != NULL && j < SA_PAGE_SIZE; j++) {
             struct sa *sa = atomic_load(&page->entry[j]);
             if (sa != NULL) {
-                give_slot(writer, sa_slot_of(sa));
+                sa_memory_give(memory, sa_slot_of(sa));
             }
         }
         free(page);
     }
+    sa_memory_free(memory);
 }
 
 void vipsec_sa_table_free(struct vipsec_sa_table *table) {
     if (table == NULL) {
         return;
     }
-    free_pages(table->writer, table->outbound);
-    free_pages(table->writer, table->inbound);
-    for (struct chunk *chunk = table->writer->chunks, *next; chunk != NULL; chunk = next) {
-        next = chunk->next;
-        free(chunk);
-    }
+    free_all(memory_of(table, VIPSEC_OUTBOUND), table->outbound);
+    free_all(memory_of(table, VIPSEC_INBOUND), table->inbound);
     pthread_mutex_destroy(&table->writer->lock);
     free(table->writer);
     free(atomic_load(&table->index));

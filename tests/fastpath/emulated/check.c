@@ -65,7 +65,7 @@ int pthread_once(int *once, void (*function)(void)) {
 }
 
 /* Keys of one batch; all are forgotten together. */
-static _Alignas(64) uint8_t heap[64 * sizeof(struct vipsec_gcm_key)];
+static _Alignas(64) uint8_t heap[64 * (sizeof(struct vipsec_gcm_key) + sizeof(struct gcm_powers))];
 static size_t used;
 void *aligned_alloc(size_t alignment, size_t size) {
     (void)alignment;

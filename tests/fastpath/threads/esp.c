@@ -188,10 +188,11 @@ int main(void) {
     }
     /* What was an SA holds no key any more. */
     const struct sa_slot *slot = sa_slot_of(sa_outbound(table, 0));
-    assert(!all_zero(&slot->key, sizeof slot->key));
+    const struct sa_rest *rest = sa_rest_of(slot);
+    assert(!all_zero(&slot->key, sizeof slot->key) && !all_zero(&rest->powers, sizeof rest->powers));
     assert(vipsec_sa_remove(table, VIPSEC_OUTBOUND, 0) == VIPSEC_SA_OK);
-    assert(all_zero(&slot->versions, sizeof slot->versions) && all_zero(&slot->live, sizeof slot->live) &&
-           all_zero(&slot->key, sizeof slot->key));
+    assert(all_zero(slot, sizeof *slot) && all_zero(&rest->powers, sizeof rest->powers) &&
+           all_zero(&rest->sa, sizeof rest->sa));
     vipsec_sa_table_free(table);
     return 0;
 }
