@@ -102,7 +102,7 @@ class Backend:
             _log.info("%s: the front-end has gone", self.port.name)
         except TransportError as error:
             self.port.count("protocol_errors")
-            _log.warning("%s: the front-end is disconnected: %s", self.port.name, error)
+            _log.warning("%s: the front-end is disconnected: %s", self.port.name, str(error))
         except Exception:
             self.port.count("internal_errors")
             _log.exception("%s: the front-end is disconnected: an internal error", self.port.name)

@@ -133,7 +133,7 @@ class Session:
             except (Refused, Unusable, RingError, DeviceStateError, WireError) as error:
                 if kind.answer is not None or not acknowledges:
                     raise TransportError(f"{name}: {error}") from error
-                _log.warning("%s: %s refused: %s", self._port.name, name, error)
+                _log.warning("%s: %s refused: %s", self._port.name, name, str(error))
                 answer = _Answer(_REFUSED)
             if kind.answer is not None or acknowledges:
                 layout = kind.answer or U64
@@ -490,7 +490,7 @@ class Session:
         try:
             self._check_migration()
         except Refused as error:
-            _log.warning("%s: no migration: %s", self._port.name, error)
+            _log.warning("%s: no migration: %s", self._port.name, str(error))
             return _Answer(_REFUSED)
         self._log_view = map_shared(self._fds[0], log.size, log.offset)
         if self._log_all:
