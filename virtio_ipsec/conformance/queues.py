@@ -132,12 +132,15 @@ class Queues:
         """Indices of the queues that are set up."""
         return frozenset(self._queues)
 
-    def memory(self) -> bytes:
-        """Everything that lies in the rings and buffers of all queues, to see whether the device writes."""
+    def memory(self, *indices: int) -> bytes:
+        """Everything that lies in the rings of these queues (of all, if none is named) and in the buffers of all, to
+        see whether the device writes. In the rings of a queue in use it may at any time: it says whether it wants to
+        be notified."""
         read = self._target.memory.read
         packed = has(self.features, Feature.F_RING_PACKED)
         parts = packed_parts if packed else split_parts
-        areas = [(address, length) for one in self._layouts for _, address, _, length in parts(one)]
+        layouts = [self._queues[index].layout for index in indices] if indices else self._layouts
+        areas = [(address, length) for one in layouts for _, address, _, length in parts(one)]
         return b"".join(read(address, length) for address, length in (*areas, *self._taken.items()))
 
     def content(self, buffer: Buffer) -> bytes:

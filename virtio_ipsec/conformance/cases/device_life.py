@@ -156,13 +156,14 @@ def queue_reset_stops(bench: Bench) -> None:
     bench.target.interrupts()
     if bench.target.has_wire:
         bench.target.captured()
-    before = bench.queues.memory()
+    before = bench.queues.memory(1, command.queue)
     for index in (1, command.queue):
         bench.queues.kick(index)
     settle(bench)
     done = [index for index in used(bench, command, sent) if index not in early]
     bench.check("BAS-RESET-04", not done, "nothing is used in a queue that was reset", f"queues {done}")
-    bench.check("BAS-RESET-04", bench.queues.memory() == before, "rings and buffers are untouched", "changed")
+    after = bench.queues.memory(1, command.queue)
+    bench.check("BAS-RESET-04", after == before, "rings and buffers are untouched", "changed")
     notified = bench.target.interrupts()
     bench.check("BAS-RESET-04", not notified, "no notification for a queue that was reset", sorted(notified))
     if bench.target.has_wire:
@@ -180,13 +181,13 @@ def queue_reset_receive_stops(bench: Bench) -> None:
     waiting = [bench.queues.submit(0, writable=RECEIVE_ROOM, kick=False) for _ in range(4)]
     bench.queues.kick(0)
     bench.target.reset_queue(0)
-    before = bench.queues.memory()
+    before = bench.queues.memory(0)
     for _ in range(3):
         bench.packets.inject(ethernet(packet(), bench.packets.mac, PEER_MAC))
     settle(bench)
     done = used(bench, *waiting)
     bench.check("BAS-RESET-04", not done, "no buffer of the reset receive queue is used", f"{len(done)}")
-    bench.check("BAS-RESET-04", bench.queues.memory() == before, "rings and buffers are untouched", "changed")
+    bench.check("BAS-RESET-04", bench.queues.memory(0) == before, "rings and buffers are untouched", "changed")
 
 
 @case("queue-reset-starts-anew", "BAS-RESET-05", "BAS-RESET-08", needs=("admin", "queue_reset"))

@@ -81,7 +81,7 @@ class Options:
     memory: int = 64 << 20
     patience: float = 5.0
     config: NetConfig = field(default_factory=NetConfig)
-    queue_size: int = 1024
+    queue_size: int = 256
 
 
 class VhostUserLink:
