@@ -291,6 +291,21 @@ def test_neighbour_discovery_follows_the_override_flag() -> None:
     assert made.from_wire(bytes(bare), NOW) == Output()
 
 
+def test_a_port_says_where_its_addresses_are() -> None:
+    both = met(joined({side: text(side) for side in "ab"}))
+    both.send("a", datagram("a"))
+    moved = port(text("b").replace(GATE["b"], ROUTER))
+    four, six = (Ether(frame) for frame in moved.announce().to_wire)
+    assert (four.dst, four[ARP].op, four[ARP].psrc, four[ARP].pdst) == (EVERYBODY, 1, OUTER["b"], OUTER["b"])
+    assert (six.dst, six[IPv6].dst, six[ICMPv6ND_NA].tgt) == ("33:33:00:00:00:01", "ff02::1", OUTER6["b"])
+    assert (six[ICMPv6ND_NA].S, six[ICMPv6ND_NA].O, six[ICMPv6NDOptDstLLAddr].lladdr) == (0, 1, ROUTER)
+    for frame in (four, six):
+        both.ports["a"].from_wire(bytes(frame), both.now)
+    assert one(both.ports["a"].from_guest(datagram("a"), both.now).to_wire).dst == ROUTER
+    without = '[port]\ncontrol = "operator"\ndefault = "drop"\n'
+    assert port(without).announce() == Output()
+
+
 def test_who_speaks_unasked_is_not_remembered() -> None:
     made = port(text("a"))
     for number in range(50):

@@ -14,6 +14,7 @@ SOLICITED, OVERRIDE = 0x4000_0000, 0x2000_0000
 HOP_LIMIT = 255
 
 _SOURCE_LINK, _TARGET_LINK = 1, 2
+_ALL_NODES = IPv6Address("ff02::1")
 _FIXED = 24  # type, code, checksum, flags, target
 
 
@@ -88,11 +89,19 @@ def advertisement(mac: bytes, asked: NdMessage, to: bytes) -> bytes:
 
     Who probes whether the address is free (from the unspecified one) is answered at the address of all nodes.
     """
-    probing = asked.source.is_unspecified
-    destination = IPv6Address("ff02::1") if probing else asked.source
-    to = ethernet.multicast(destination.packed) if probing else to
-    flags = OVERRIDE if probing else SOLICITED | OVERRIDE
-    body = bytes((ADVERTISEMENT, 0, 0, 0)) + flags.to_bytes(4) + asked.target.packed
-    body += bytes((_TARGET_LINK, 1)) + mac
-    packet = icmpv6_packet(asked.target.packed, destination.packed, body, HOP_LIMIT)
+    if asked.source.is_unspecified:
+        return announcement(mac, asked.target)
+    return _advertisement(mac, asked.target, asked.source, to, SOLICITED | OVERRIDE)
+
+
+def announcement(mac: bytes, address: IPv6Address) -> bytes:
+    """The frame that tells all nodes, unasked, that ``mac`` has the address."""
+    return _advertisement(mac, address, _ALL_NODES, ethernet.multicast(_ALL_NODES.packed), OVERRIDE)
+
+
+def _advertisement(mac: bytes, address: IPv6Address, target: IPv6Address, to: bytes, flags: int) -> bytes:
+    body = (
+        bytes((ADVERTISEMENT, 0, 0, 0)) + flags.to_bytes(4) + address.packed + bytes((_TARGET_LINK, 1)) + mac
+    )
+    packet = icmpv6_packet(address.packed, target.packed, body, HOP_LIMIT)
     return ethernet.header(to, mac, ethernet.IPV6) + packet

@@ -55,6 +55,16 @@ class NextHops:
         peers = {peer for sa in self._state.sas if (peer := tunnel_target(sa.spec.params)) is not None}
         return self.neighbours.keep({hop for peer in peers if (hop := self._underlay.hop(peer)) is not None})
 
+    def announce(self, out: Output) -> None:
+        """Say where our addresses are (RFC 5227 2.3, RFC 4861 7.2.6): neighbours may know another place."""
+        mac = self._underlay.mac
+        for each in self._underlay.addresses:
+            address = each.ip
+            if isinstance(address, IPv4Address):
+                out.to_wire.append(arp.request(mac, address, address))
+            else:
+                out.to_wire.append(nd.announcement(mac, address))
+
     def tick(self, now: int, out: Output) -> list[Departure]:
         """Ask what is due; returns the departures that waited in vain."""
         due = self.neighbours.tick(now)

@@ -93,6 +93,14 @@ class OperatorPort:
         self._state.generation += self._state.paths.tick(now)
         return out
 
+    def announce(self) -> Output:
+        """Frames that tell the underlay where its addresses are now: for a port that begins to serve, or that has taken
+        over from another one."""
+        out = Output()
+        if self._hops is not None:
+            self._hops.announce(out)
+        return out
+
     def deadline(self) -> int | None:
         """When :meth:`tick` is due; None: not before something else happens."""
         return min((time for time in self._deadlines() if time is not None), default=None)
