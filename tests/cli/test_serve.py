@@ -324,6 +324,18 @@ def test_as_a_client_it_comes_to_the_front_end_and_comes_back(serve: Serve, tmp_
     wire.close()
 
 
+def test_the_suite_judges_it_by_its_socket_and_its_wire(
+    serve: Serve, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    serve("--socket", tmp_path / "s", "--uplink", f"unix:{tmp_path}/w")
+    cases = [word for name in ("ipsec-out-esp-tunnel", "ipsec-in-replayed", "cap-*") for word in ("--only", name)]
+    wire = ("--wire", f"unix:{tmp_path}/w")
+    assert main(["conformance", "--device", f"vhost-user:{tmp_path}/s", *wire, *cases]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("passed: vhost-user:")
+    assert "UNSUPPORTED" not in last
+
+
 # -- how it starts and stops
 
 

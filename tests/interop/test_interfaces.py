@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import select
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
 
 import pytest
+from lab.namespace import enter, ip, own_namespace
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.l2 import ARP, Dot1Q, Ether
 from scapy.packet import Packet
@@ -21,33 +20,18 @@ from virtio_ipsec.transport.uplink import Uplink, open_uplink
 
 pytestmark = pytest.mark.interop("ip")
 
-CLONE_NEWNET = 0x40000000
 OURS = "02:00:00:00:00:99"
 HOST, US = "192.0.2.1", "192.0.2.2"
 
 
-def ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True)
+@pytest.fixture
+def namespace() -> Iterator[int]:
+    with own_namespace() as descriptor:
+        yield descriptor
 
 
 @pytest.fixture
-def namespace() -> Iterator[None]:
-    """This thread in a fresh network namespace, without IPv6's chatter."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    before = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
-    assert libc.unshare(CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
-    try:
-        with open("/proc/sys/net/ipv6/conf/default/disable_ipv6", "w") as setting:
-            setting.write("1")
-        ip("link", "set", "lo", "up")
-        yield
-    finally:
-        assert libc.setns(before, CLONE_NEWNET) == 0
-        os.close(before)
-
-
-@pytest.fixture
-def tap(namespace: None) -> Iterator[Uplink]:
+def tap(namespace: int) -> Iterator[Uplink]:
     ip("tuntap", "add", "t0", "mode", "tap")
     ip("addr", "add", f"{HOST}/24", "dev", "t0")
     uplink = open_uplink("tap:t0")
@@ -57,7 +41,7 @@ def tap(namespace: None) -> Iterator[Uplink]:
 
 
 @pytest.fixture
-def veth(namespace: None) -> Iterator[Uplink]:
+def veth(namespace: int) -> Iterator[Uplink]:
     """A packet socket on one end; the stack has the other."""
     ip("link", "add", "v0", "type", "veth", "peer", "name", "v1")
     ip("addr", "add", f"{HOST}/24", "dev", "v0")
@@ -110,15 +94,16 @@ def test_the_stack_answers_a_ping(kind: str, request: pytest.FixtureRequest) -> 
 
 
 @pytest.mark.parametrize("kind", ["tap", "veth"])
-def test_what_the_stack_leaves_open_is_finished(kind: str, request: pytest.FixtureRequest) -> None:
+def test_what_the_stack_leaves_open_is_finished(
+    kind: str, namespace: int, request: pytest.FixtureRequest
+) -> None:
     """A TCP sender hands over segments of up to 64 KiB with open checksums. All arrive whole, cut to the MSS."""
     uplink: Uplink = request.getfixturevalue(kind)
     host = meet(uplink)
     data = bytes(range(256)) * 32  # fits the first window
-    netns = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
 
     def server() -> None:
-        assert ctypes.CDLL(None).setns(netns, CLONE_NEWNET) == 0
+        enter(namespace)
         with socket.create_server((HOST, 5001)) as listening:
             listening.settimeout(5)
             ready.set()
@@ -161,7 +146,6 @@ def test_what_the_stack_leaves_open_is_finished(kind: str, request: pytest.Fixtu
     uplink.send([bytes(base / finish / b"x")])
     thread.join(5)
     assert not thread.is_alive()
-    os.close(netns)
 
 
 def test_vlan_tags_are_where_they_were(veth: Uplink) -> None:
@@ -211,7 +195,7 @@ def test_a_frame_beyond_the_mtu_is_counted(veth: Uplink) -> None:
     assert veth.counters()["tx_dropped_too_big"] == 1
 
 
-def test_interfaces_that_cannot_be_had_are_named_in_one_line(namespace: None) -> None:
+def test_interfaces_that_cannot_be_had_are_named_in_one_line(namespace: int) -> None:
     ip("tuntap", "add", "t0", "mode", "tap")
     ip("tuntap", "add", "n0", "mode", "tun")
     first = open_uplink("tap:t0")
@@ -229,12 +213,12 @@ def test_interfaces_that_cannot_be_had_are_named_in_one_line(namespace: None) ->
     first.close()
 
 
-def test_a_tap_made_with_several_queues_opens_too(namespace: None) -> None:
+def test_a_tap_made_with_several_queues_opens_too(namespace: int) -> None:
     ip("tuntap", "add", "t0", "mode", "tap", "multi_queue")
     open_uplink("tap:t0").close()
 
 
-def test_without_privilege_the_error_says_what_is_missing(namespace: None) -> None:
+def test_without_privilege_the_error_says_what_is_missing(namespace: int) -> None:
     ip("tuntap", "add", "t0", "mode", "tap", "user", "0")
     ip("tuntap", "add", "t1", "mode", "tap", "user", "12345")
     uid = 65534

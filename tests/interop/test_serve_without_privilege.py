@@ -1,0 +1,95 @@
+"""`serve` without a single capability, on a tap that was made for its user; the host's network stack is the wire."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from lab.namespace import ip, own_namespace
+from lab.processes import running, until
+from scapy.layers.inet import IP, UDP
+from scapy.layers.ipsec import ESP, SecurityAssociation
+from scapy.layers.l2 import Ether
+
+from virtio_ipsec.driver.driver import Driver
+from virtio_ipsec.transport.uplink import open_uplink
+from virtio_ipsec.transport.vhost_user.frontend import VhostUserLink
+
+pytestmark = pytest.mark.interop("ip", "setpriv")
+
+ROOT = Path(__file__).parents[2]
+GUEST, OURS, HOST = "02:00:00:00:0a:01", "02:00:00:00:0a:fe", "02:00:00:00:0b:01"
+KEY, SALT = "000102030405060708090a0b0c0d0e0f", "a0a1a2a3"
+CONFIG = f"""
+[port]
+control = "operator"
+default = "drop"
+
+[port.underlay]
+mac = "{OURS}"
+addresses = ["192.0.2.1/24"]
+
+[[sa]]
+id = 1
+direction = "outbound"
+mode = "esp-tunnel"
+spi = 0x1001
+algorithm = "aes-gcm-16"
+key = "{KEY}"
+salt = "{SALT}"
+tunnel = {{ src = "192.0.2.1", dst = "192.0.2.2" }}
+
+[[flow]]
+match = {{ dst = "10.0.2.0/24" }}
+action = "protect"
+sa = 1
+"""
+
+
+@pytest.fixture
+def namespace() -> Iterator[int]:
+    with own_namespace() as descriptor:
+        yield descriptor
+
+
+def test_the_owner_of_a_tap_serves_it_and_the_kernel_is_its_neighbour(namespace: int, tmp_path: Path) -> None:
+    ip("tuntap", "add", "t0", "mode", "tap", "user", "0")
+    ip("addr", "add", "192.0.2.2/24", "dev", "t0")
+    ip("link", "set", "t0", "address", HOST, "up")
+    config, log, path = tmp_path / "port.toml", tmp_path / "log", tmp_path / "s"
+    config.write_text(CONFIG)
+    config.chmod(0o600)
+    command = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", sys.executable, "-m", "virtio_ipsec", "serve"]
+    command += ["--config", str(config), "--socket", str(path), "--uplink", "tap:t0", "--log-json"]
+    with running(command, log, cwd=ROOT) as process:
+        until("it serves", lambda: "serving" in log.read_text() or process.poll() is not None)
+        assert process.poll() is None, log.read_text()
+        assert json.loads(log.read_text().splitlines()[0])["uplink"] == "tap:t0"
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        assert "CapEff:\t0000000000000000" in status
+        watcher = open_uplink("afpacket:t0")
+        link = VhostUserLink.at(str(path))
+        driver = Driver(link)
+        driver.start()
+        packet = IP(src="10.0.1.1", dst="10.0.2.2") / UDP(sport=1, dport=2) / b"hello"
+        driver.send(bytes(Ether(dst=OURS, src=GUEST) / packet))
+        seen: list[bytes] = []
+
+        def sealed() -> list[bytes]:
+            seen.extend(watcher.receive(64))
+            return [frame for frame in seen if frame[12:14] == b"\x08\x00" and frame[23] == 50]
+
+        until("the packet is on the wire", sealed)
+        found = Ether(sealed()[0])
+        sa = SecurityAssociation(
+            ESP, spi=0x1001, crypt_algo="AES-GCM", crypt_key=bytes.fromhex(KEY + SALT),
+            tunnel_header=IP(src="192.0.2.1", dst="192.0.2.2"),
+        )  # fmt: skip
+        assert bytes(sa.decrypt(found[IP])) == bytes(packet)
+        assert (found.src, found.dst) == (OURS, HOST)
+        link.close()
+        watcher.close()
+    assert process.returncode == 0
