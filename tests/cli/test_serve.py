@@ -233,12 +233,17 @@ def test_a_driver_that_speaks_the_binding_controls_ipsec(serve: Serve, tmp_path:
     assert json.loads(counts)["counters"]["uplink_tx_frames"] == 2
 
 
-def test_an_operators_policy_holds_for_a_guest_that_knows_nothing_of_it(serve: Serve, tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", ["c", "python"])
+def test_an_operators_policy_holds_for_a_guest_that_knows_nothing_of_it(
+    serve: Serve, tmp_path: Path, engine: str
+) -> None:
     config = write(tmp_path / "p.toml", OPERATOR)
-    process = serve("--config", config, "--socket", tmp_path / "s", "--uplink", f"unix:{tmp_path}/w")
+    words = ("--config", config, "--socket", tmp_path / "s", "--uplink", f"unix:{tmp_path}/w", "--engine", engine)
+    process = serve(*words)
     (line,) = process.wait_for("serving")
-    for word in ("port=blue", "control=operator", "outbound_sas=1", "inbound_sas=1", "flows=1", "default=drop"):
+    for word in (f"port=blue socket={tmp_path}/s", "control=operator", f"engine={engine}"):
         assert word in line
+    assert line.endswith("outbound_sas=1 inbound_sas=1 flows=1 default=drop")
     wire = open_uplink(f"unix:{tmp_path}/w")
     driver = started(tmp_path / "s")
     assert not has(driver.link.driver_features(), Feature.NET_F_IPSEC)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from lab.namespace import ip, own_namespace
-from lab.processes import running, until
+from lab.processes import processor_seconds, running, until
 from scapy.layers.inet import IP, UDP
 from scapy.layers.ipsec import ESP, SecurityAssociation
 from scapy.layers.l2 import Ether
@@ -90,6 +91,13 @@ def test_the_owner_of_a_tap_serves_it_and_the_kernel_is_its_neighbour(namespace:
         )  # fmt: skip
         assert bytes(sa.decrypt(found[IP])) == bytes(packet)
         assert (found.src, found.dst) == (OURS, HOST)
-        link.close()
         watcher.close()
+        ip("link", "del", "t0")
+        until("it has noticed", lambda: "uplink tap:t0 has gone" in log.read_text())
+        before = processor_seconds(process.pid)
+        driver.send(bytes(Ether(dst=OURS, src=GUEST) / packet))
+        time.sleep(0.5)
+        assert processor_seconds(process.pid) - before < 0.25
+        link.close()
     assert process.returncode == 0
+    assert "Traceback" not in log.read_text()

@@ -72,6 +72,7 @@ def test_several_ports_stand_in_one_file() -> None:
         ("", r"\[port\] is missing"),
         ('[port]\ncontrol = "guest"', "port port0: no socket; give --socket PATH"),
         ('[port]\ncontrol = "guest"\nsocket = "/s"', "port port0: no uplink; give --uplink URI"),
+        ('[port]\ncontrol = "guest"\nsocket = "/s"\nuplink = "pigeon:1"', "no uplink is called 'pigeon'"),
         (several(*['socket = "/a"\nuplink = "null"'] * 2), "two ports have the socket /a"),
         (several(*[f'socket = "/{n}"\nuplink = "tap:t0"' for n in "ab"]), "two ports have the uplink tap:t0"),
         (

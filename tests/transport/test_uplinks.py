@@ -102,6 +102,8 @@ def arrived(uplink: Uplink, count: int, timeout: float = 5) -> list[bytes]:
         ("unix:/nonexistent/wire", "No such file or directory"),
         ("pcap:/nonexistent/out.pcap", "/nonexistent/out.pcap: No such file or directory"),
         ("pcap:in.pcap,", "not OUT or IN,OUT"),
+        ("vhost-user:/run/s", "only `serve` has such an uplink"),
+        ("vhost-user", "needs an argument: vhost-user:PATH"),
         ("generator:x", "not SIZE or SIZE,COUNT"),
         ("generator:41", "SIZE is 42 to 65549"),
         ("generator:70000", "SIZE is 42 to 65549"),

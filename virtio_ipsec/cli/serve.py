@@ -6,7 +6,6 @@ IPsec to the driver, which has to speak the binding in spec/vhost-user-binding.m
 
 uplinks:
 {uplinks}
-  vhost-user:PATH            a second front-end, at PATH, on the side where frames are protected
 
 examples:
   virtio-ipsec serve --config port.toml --socket /run/vm1.sock --uplink tap:tap0

@@ -21,7 +21,7 @@ from typing import Any
 
 from virtio_ipsec.device.device import Device
 from virtio_ipsec.device.fast import FastPath, fast_path
-from virtio_ipsec.errors import ConfigError, TransportError, VirtioIpsecError
+from virtio_ipsec.errors import TransportError, VirtioIpsecError
 from virtio_ipsec.fastpath import native
 from virtio_ipsec.policy.operator import OperatorPort
 from virtio_ipsec.transport.loop import Loop
@@ -146,8 +146,6 @@ class Service:
         if kind != "vhost-user":
             self.ports.append(RunningPort(plan, open_uplink(plan.uplink), settings))
             return
-        if not path:
-            raise ConfigError("uplink vhost-user needs an argument: vhost-user:PATH")
         near, far = crossed(plan.uplink, f"port {plan.name}")
         try:
             self.ports.append(RunningPort(plan, near, settings))

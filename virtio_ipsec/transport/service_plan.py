@@ -10,6 +10,7 @@ from virtio_ipsec.device.features import IMPLEMENTED
 from virtio_ipsec.errors import ConfigError
 from virtio_ipsec.policy.config import Config
 from virtio_ipsec.policy.port_config import Control, PortSpec
+from virtio_ipsec.transport.uplink import check_uplink
 from virtio_ipsec.wire.dialect import V14
 from virtio_ipsec.wire.numbers import Feature, mask
 
@@ -92,6 +93,7 @@ def _plan(number: int, config: Config, socket: str | None, uplink: str | None) -
         raise ConfigError(f"port {name}: no socket; give --socket PATH, or socket = in [port]")
     if not uplink:
         raise ConfigError(f"port {name}: no uplink; give --uplink URI, or uplink = in [port]")
+    check_uplink(uplink)
     return PortPlan(name, socket, uplink, spec, config)
 
 

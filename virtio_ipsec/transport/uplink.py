@@ -47,7 +47,7 @@ class Uplink(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """One kind of uplink: its class and what stands behind the colon."""
+    """One kind of uplink: its class and what stands behind the colon. Without a module it is made by `serve`."""
 
     module: str
     cls: str
@@ -63,6 +63,7 @@ KINDS = {
         "udp", "Udp", "LOCAL,REMOTE", "each frame in a UDP datagram, unprotected: HOST:PORT,HOST:PORT"
     ),
     "unix": Kind("unix", "UnixWire", "PATH", "a local socket: the first end listens, the other one connects"),
+    "vhost-user": Kind("", "", "PATH", "a second front-end, at PATH, on the side where frames are protected"),
     "pcap": Kind("capture", "CaptureFiles", "[IN,]OUT", "IN arrives once, what leaves is written to OUT"),
     "null": Kind("null", "Null", "", "nothing arrives, what leaves is counted"),
     "generator": Kind(
@@ -79,11 +80,9 @@ def grammar() -> str:
     return "\n".join(f"  {uri:<26} {summary}" for uri, summary in shown.items())
 
 
-def open_uplink(uri: str) -> Uplink:
-    """The uplink that ``uri`` names.
-
-    Raises ConfigError when the URI is not one, TransportError when what it names cannot be had; one line each.
-    """
+def check_uplink(uri: str) -> tuple[Kind, str]:
+    """The kind that ``uri`` names, and its argument. ConfigError when there is no such kind, or too little or too much
+    stands behind its colon; nothing is opened."""
     name, _, argument = uri.partition(":")
     kind = KINDS.get(name)
     if kind is None:
@@ -92,5 +91,16 @@ def open_uplink(uri: str) -> Uplink:
         raise ConfigError(f"uplink {name} needs an argument: {name}:{kind.argument}")
     if argument and not kind.argument:
         raise ConfigError(f"uplink {name} takes no argument")
+    return kind, argument
+
+
+def open_uplink(uri: str) -> Uplink:
+    """The uplink that ``uri`` names.
+
+    Raises ConfigError when the URI is not one, TransportError when what it names cannot be had; one line each.
+    """
+    kind, argument = check_uplink(uri)
+    if not kind.module:
+        raise ConfigError(f"{uri}: only `serve` has such an uplink")
     made: Uplink = getattr(import_module(f"virtio_ipsec.transport.uplinks.{kind.module}"), kind.cls)(argument)
     return made

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 
 from virtio_ipsec.transport.uplinks.counts import Counts, cause
+
+_log = logging.getLogger(__name__)
 
 #: The wire has gone for good: the interface was deleted.
 _GONE = {errno.ENODEV, errno.EBADFD, errno.ENXIO}
@@ -75,6 +78,7 @@ class FrameByFrame:
 
     def _silence(self) -> None:
         """The descriptor would be readable for ever with nothing to read: put one in its place that never is."""
+        _log.warning("uplink %s has gone: frames are dropped from now on", self.name)
         quiet = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         os.dup2(quiet, self._fd, inheritable=False)
         os.close(quiet)
