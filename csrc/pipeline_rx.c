@@ -10,23 +10,11 @@
 #include "deliver.h"
 #include "esp.h"
 #include "offload.h"
+#include "operator.h"
 #include "worker.h"
 
 enum { ACTION_DROP = 1, ACTION_DIRECT = 2, ACTION_IPSEC = 3, ACTION_IPSEC_RECIRCULATE = 4 };
 enum { ESP_IN_UDP_PORT = 4500 };
-
-/* What is delivered: a frame and what the header says of it. */
-struct delivery {
-    uint8_t *frame;
-    uint32_t len;
-    struct vipsec_frame_view view;
-    uint32_t resource_id;
-    uint16_t resource_type;
-    uint8_t flags;
-    bool opened;
-    bool directed;
-    uint32_t queue;
-};
 
 static void drop(struct vipsec_worker *worker, int reason) { worker_count(&worker->counters.rx_refused[reason], 1); }
 
@@ -65,19 +53,13 @@ static bool is_for_ipsec(const struct rx_item *item, const struct esp_found *fou
     return found->header.udp_dport == (sa != NULL ? load_be16(sa->udp + 2) : ESP_IN_UDP_PORT);
 }
 
-/* The source of the tunnel header, for the operator's policy. */
-static void remember_outer(struct rx_item *item, const uint8_t *packet, bool is_tunnel) {
-    item->outer_version = is_tunnel ? item->view.version : 0;
-    memcpy(item->outer_source, item->view.version == 4 ? packet + 12 : packet + 8, item->view.version == 4 ? 4 : 16);
-}
-
 /* A frame that a rule (`required`) or the dialect wants opened. */
 static void look_for_sa(struct vipsec_worker *worker, struct rx_item *item, const struct vipsec_frame *frame,
                         bool required) {
     struct vipsec_port *port = worker->port;
     const struct vipsec_frame_view *view = &item->view;
     item->kind = RX_PLAIN;
-    if (view->version == 0 || (!port_has(port, FEATURE_IPSEC) && !port->config.by_operator)) {
+    if (view->version == 0 || !port_has(port, FEATURE_IPSEC)) {
         return;
     }
     struct esp_found *located = &worker->located[worker->packet_count];
@@ -102,7 +84,6 @@ static void look_for_sa(struct vipsec_worker *worker, struct rx_item *item, cons
             .data = frame->data + view->l3,
             .len = view->end - view->l3,
         };
-        remember_outer(item, frame->data + view->l3, (sa->flags & SA_TUNNEL) != 0);
     } else if (required) {
         item->kind = RX_FAIL;
         item->reason = VIPSEC_REASON_UNKNOWN_SA;
@@ -119,18 +100,16 @@ static bool look_at_link(struct vipsec_worker *worker, struct rx_item *item, con
         item->reason = VIPSEC_REASON_MALFORMED;
         return false;
     }
+    if (port->config.by_operator) { /* what arrives is not yet what the guest gets to see */
+        frame_view(frame->data, frame->len, 0, &item->view);
+        operator_arriving(worker, item, frame);
+        return false;
+    }
     if (!steering_admits(steering, frame->data, frame->len)) {
         item->reason = VIPSEC_REASON_FILTERED;
         return false;
     }
     frame_view(frame->data, frame->len, 0, &item->view);
-    if (port->config.by_operator) {
-        look_for_sa(worker, item, frame, false);
-        if (item->view.version == 0) {
-            item->kind = RX_PUNT; /* ARP and its like: Python knows the underlay */
-        }
-        return false;
-    }
     return true;
 }
 
@@ -197,7 +176,7 @@ static bool is_live(const struct vipsec_port *port, uint32_t pair) {
 }
 
 /* Whether anything is to be delivered; false: dropped and counted. `queue`: as a rule directs. */
-static bool direct(struct vipsec_worker *worker, const struct vipsec_flow_verdict *rule, struct delivery *out) {
+static bool direct(struct vipsec_worker *worker, const struct vipsec_flow_verdict *rule, struct rx_delivery *out) {
     if (rule == NULL || rule->action != ACTION_DIRECT) {
         return true;
     }
@@ -211,7 +190,7 @@ static bool direct(struct vipsec_worker *worker, const struct vipsec_flow_verdic
 }
 
 /* Marks the frame as in error, its bytes as they are, or drops it where so configured (E53). */
-static bool fail(struct vipsec_worker *worker, int reason, const struct vipsec_packet *packet, struct delivery *out) {
+static bool fail(struct vipsec_worker *worker, int reason, const struct vipsec_packet *packet, struct rx_delivery *out) {
     const struct vipsec_port_config *config = &worker->port->config;
     drop(worker, reason);
     if (config->drop_errors || config->by_operator) {
@@ -228,7 +207,7 @@ static bool fail(struct vipsec_worker *worker, int reason, const struct vipsec_p
 
 /* Puts the link header in front of what came out of the packet. */
 static void strip(const struct vipsec_frame *frame, const struct rx_item *item, const struct vipsec_packet *packet,
-                  struct delivery *out) {
+                  struct rx_delivery *out) {
     const uint32_t l3 = item->view.l3;
     out->frame = packet->data - l3;
     out->len = packet->len + l3;
@@ -237,35 +216,16 @@ static void strip(const struct vipsec_frame *frame, const struct rx_item *item, 
     frame_view(out->frame, out->len, l3, &out->view);
 }
 
-/* Whether a packet may come in at an operator's port (RFC 4301 5.2): as what its SA is for, or in the clear. */
-static bool admitted(struct vipsec_worker *worker, const struct rx_item *item, const struct delivery *what) {
-    const struct vipsec_policy *policy =
-        atomic_load_explicit(&worker->port->rules.policy, memory_order_acquire);
-    struct vipsec_policy_verdict verdict = {.outcome = VIPSEC_POLICY_DROP_DEFAULT};
-    const uint8_t *packet = what->frame + what->view.l3;
-    const uint32_t len = what->len - what->view.l3;
-    if (policy != NULL && what->opened) {
-        policy_inbound_opened(policy, what->resource_id, packet, len, item->outer_version, item->outer_source, &verdict);
-    } else if (policy != NULL) {
-        policy_inbound_clear(policy, packet, len, &verdict);
-    }
-    if (verdict.outcome == VIPSEC_POLICY_BYPASS) {
-        return true;
-    }
-    drop(worker, VIPSEC_REASON_POLICY);
-    return false;
-}
-
 /* What an SA made of a frame: true to go on with the delivery. */
 static bool opened(struct vipsec_worker *worker, const struct vipsec_frame *frame, const struct rx_item *item,
-                   struct delivery *out) {
+                   struct rx_delivery *out) {
     struct vipsec_port *port = worker->port;
     const struct vipsec_packet *packet = &worker->packets[item->packet];
     switch (packet->reason) {
     case VIPSEC_REASON_NONE:
         break;
     case VIPSEC_REASON_NOT_IPSEC:
-        worker_count(&worker->counters.rx_not_ipsec, 1);
+        worker_count(&worker->counters.rx_not_ipsec, !port->config.by_operator);
         return true;
     case VIPSEC_REASON_DUMMY: /* authenticated, and to vanish (RFC 4303 2.6, RFC 6040 4.2) */
     case VIPSEC_REASON_CONGESTION:
@@ -275,12 +235,16 @@ static bool opened(struct vipsec_worker *worker, const struct vipsec_frame *fram
         return fail(worker, packet->reason, packet->known ? packet : NULL, out);
     }
     worker_count(&worker->counters.rx_opened, 1);
-    strip(frame, item, packet, out);
     out->resource_id = packet->sa_id;
     out->opened = true;
     if (port->config.by_operator) {
+        out->soft_expired = packet->soft_expired != 0;
+        if (!operator_strip(worker, item, packet, out)) {
+            strip(frame, item, packet, out);
+        }
         return true;
     }
+    strip(frame, item, packet, out);
     out->flags = port->config.flag_security | (packet->soft_expired ? port->config.flag_soft_expiry : 0);
     out->resource_type = RESOURCE_INBOUND_SA;
     if (!item->has_rule || item->verdict.action != ACTION_IPSEC_RECIRCULATE) {
@@ -304,7 +268,7 @@ static bool opened(struct vipsec_worker *worker, const struct vipsec_frame *fram
 /* ---- delivery ---- */
 
 /* The header, in front of the frame. */
-static void write_header(const struct vipsec_worker *worker, const struct delivery *what, const struct steering_hash *hash,
+static void write_header(const struct vipsec_worker *worker, const struct rx_delivery *what, const struct steering_hash *hash,
                          uint8_t *header) {
     const struct vipsec_port *port = worker->port;
     const struct vipsec_port_config *config = &port->config;
@@ -333,7 +297,7 @@ static void write_header(const struct vipsec_worker *worker, const struct delive
 
 /* ---- one frame to its end; inside a read section, which ends while Python is asked ---- */
 
-static void deliver(struct vipsec_worker *worker, struct delivery *what) {
+static void deliver(struct vipsec_worker *worker, struct rx_delivery *what) {
     struct vipsec_port *port = worker->port;
     const struct vipsec_steering *steering = atomic_load_explicit(&port->rules.steering, memory_order_acquire);
     struct steering_hash hash = {0};
@@ -351,8 +315,29 @@ static void deliver(struct vipsec_worker *worker, struct delivery *what) {
     worker_count(&worker->counters.rx_bytes, what->len);
 }
 
+/* At an operator's port; false: dropped and counted, or with Python. */
+static bool admitted(struct vipsec_worker *worker, const struct rx_item *item, const struct rx_delivery *what) {
+    const enum operator_verdict verdict = operator_admit(worker, item, what);
+    if (verdict == OPERATOR_PUNT) {
+        struct vipsec_rx_state state = {.opened = what->opened, .resource_id = what->resource_id, .l3 = what->view.l3,
+                                        .soft_expired = what->soft_expired, .outer_version = item->outer_version};
+        memcpy(state.outer_source, item->outer_source, sizeof state.outer_source);
+        punt(worker, what->frame, what->len, &state);
+    }
+    if (verdict != OPERATOR_GO) {
+        return false;
+    }
+    const struct vipsec_steering *steering =
+        atomic_load_explicit(&worker->port->rules.steering, memory_order_acquire);
+    if (!steering_admits(steering, what->frame, what->len)) {
+        drop(worker, VIPSEC_REASON_FILTERED);
+        return false;
+    }
+    return true;
+}
+
 static void finish(struct vipsec_worker *worker, const struct rx_item *item, const struct vipsec_frame *frame) {
-    struct delivery what = {.frame = frame->data, .len = frame->len, .view = item->view};
+    struct rx_delivery what = {.frame = frame->data, .len = frame->len, .view = item->view};
     switch (item->kind) {
     case RX_DROP:
         drop(worker, item->reason);

@@ -10,6 +10,7 @@
 #include "esp.h"
 #include "guard.h"
 #include "offload.h"
+#include "operator.h"
 #include "worker.h"
 
 /* ---- the end of the way: ESP over what has gathered, then the uplink ---- */
@@ -62,8 +63,10 @@ static void flush(struct vipsec_worker *worker) {
     worker->last_reason = worker->packet_count != 0 ? worker->packets[worker->packet_count - 1].reason : 0;
     worker->item_count = worker->packet_count = 0;
     worker->segments_used = 0;
-    worker_count(&worker->counters.tx_frames, frames);
-    worker_count(&worker->counters.tx_bytes, bytes);
+    if (!port->config.by_operator) { /* there they count as the guest sends them */
+        worker_count(&worker->counters.tx_frames, frames);
+        worker_count(&worker->counters.tx_bytes, bytes);
+    }
     worker_count(&worker->counters.tx_sealed, sealed);
     if (frames != 0) {
         sa_reader_exit(port->table, worker->reader);
@@ -74,35 +77,8 @@ static void flush(struct vipsec_worker *worker) {
 
 /* ---- one frame, ready but for ESP ---- */
 
-struct tx_order {
-    bool protect;
-    uint32_t sa_id;
-    uint32_t l3; /* offset of the IP header where that matters, else 0 */
-};
-
-/* What the operator's policy makes of an IP packet; false: dropped and counted. */
-static bool ordered_by_policy(struct vipsec_worker *worker, const uint8_t *frame, uint32_t len, struct tx_order *order) {
-    const struct vipsec_policy *policy =
-        atomic_load_explicit(&worker->port->rules.policy, memory_order_acquire);
-    struct vipsec_policy_verdict verdict = {.outcome = VIPSEC_POLICY_DROP_DEFAULT};
-    if (policy != NULL) {
-        policy_outbound(policy, frame + order->l3, len - order->l3, &verdict);
-    }
-    order->protect = verdict.outcome == VIPSEC_POLICY_PROTECT;
-    order->sa_id = verdict.sa_id;
-    if (order->protect || verdict.outcome == VIPSEC_POLICY_BYPASS) {
-        return true;
-    }
-    refuse(worker, VIPSEC_REASON_POLICY);
-    return false;
-}
-
-/* `more`: a further frame of the same buffer. False: the policy drops the buffer. */
-static bool gather(struct vipsec_worker *worker, uint8_t *frame, uint32_t len, struct tx_order *order, bool more) {
-    /* Once per buffer: its frames differ in nothing that rules look at, and share one fate when rules are replaced. */
-    if (!more && worker->port->config.by_operator && !ordered_by_policy(worker, frame, len, order)) {
-        return false;
-    }
+/* `more`: a further frame of the same buffer. */
+static void gather(struct vipsec_worker *worker, uint8_t *frame, uint32_t len, const struct tx_order *order, bool more) {
     if (worker->item_count == PORT_BATCH) {
         flush(worker);
     }
@@ -111,24 +87,30 @@ static bool gather(struct vipsec_worker *worker, uint8_t *frame, uint32_t len, s
     item->len = len;
     item->kind = TX_PLAIN;
     if (!order->protect) {
-        return true;
+        return;
     }
     item->kind = TX_PROTECT;
-    item->l2 = order->l3;
-    memcpy(item->link, frame, TX_MAX_LINK); /* a frame in the arena has that much room behind it */
+    if (order->readdressed) {
+        item->l2 = FRAME_ETHERNET_HEADER;
+        memcpy(item->link, order->link, sizeof order->link);
+    } else {
+        item->l2 = order->l3;
+        memcpy(item->link, frame, TX_MAX_LINK); /* a frame in the arena has that much room behind it */
+    }
     item->packet = worker->packet_count;
+    /* An operator drops frame by frame; a driver's buffer is refused once, and what it began ends there. */
+    const bool follows = more && !worker->port->config.by_operator;
     worker->packets[worker->packet_count++] = (struct vipsec_packet){
         .data = frame + order->l3,
         .len = len - order->l3,
         .headroom = ARENA_HEADROOM,
         .tailroom = ARENA_TAILROOM,
-        .mtu = worker->port->config.mtu,
+        .mtu = order->mtu,
         .sa_id = order->sa_id,
-        .follows = more,
-        .skipped = more && worker->last_reason != VIPSEC_REASON_NONE, /* looked at in the first packet of a call */
+        .follows = follows,
+        .skipped = follows && worker->last_reason != VIPSEC_REASON_NONE, /* looked at in the first packet of a call */
         .reason = worker->last_reason,
     };
-    return true;
 }
 
 /* ---- headers ---- */
@@ -174,24 +156,95 @@ static bool room_for_segment(const struct vipsec_worker *worker, size_t need) {
     return worker->segments_used + need <= ARENA_SIZE && worker->item_count < PORT_BATCH;
 }
 
-static void cut(struct vipsec_worker *worker, const struct offload_plan *plan, struct tx_order *order) {
-    const size_t most = arena_room((size_t)plan->payload + plan->size);
-    for (uint32_t i = 0; i < plan->count; i++) {
-        if (!room_for_segment(worker, most)) {
-            flush(worker);
-        }
-        uint8_t *out = worker->segments + worker->segments_used + ARENA_HEADROOM;
-        worker->segments_used += most;
-        if (!gather(worker, out, offload_segment(plan, i, out), order, i != 0)) {
-            return;
-        }
-    }
-}
-
 /* Whether the checksum field lies in the frame, and not in the headers that say where IP is. */
 static bool sum_fits(const struct vipsec_offload_request *request, uint32_t len, const struct tx_order *order) {
     const uint32_t at = (uint32_t)request->csum_start + request->csum_offset;
     return at + 2 <= len && (order->l3 == 0 || at > order->l3);
+}
+
+/* Whether it is the checksum of a TCP or UDP packet, where that has to be. */
+static bool sum_is_plain(const struct vipsec_offload_request *request, const uint8_t *frame, uint32_t len,
+                         const struct tx_order *order) {
+    struct ip_header ip;
+    struct ip_chain chain;
+    const uint8_t *packet = frame + order->l3;
+    if (ip_parse(packet, len - order->l3, &ip) != VIPSEC_REASON_NONE ||
+        ip_chain(packet, &ip, &chain) != VIPSEC_REASON_NONE || request->csum_start != order->l3 + chain.end.offset) {
+        return false;
+    }
+    return (chain.end.protocol == FRAME_TCP && request->csum_offset == 16) ||
+           (chain.end.protocol == FRAME_UDP && request->csum_offset == 6);
+}
+
+/* Automatic steering sees what is sent (as it was queued). */
+static void learn(struct vipsec_worker *worker, const struct tx_raw *raw, uint32_t pair) {
+    const struct vipsec_port *port = worker->port;
+    const struct vipsec_steering *steering = atomic_load_explicit(&port->rules.steering, memory_order_acquire);
+    steering_sent(steering, raw->buffer + port->config.header_size, raw->len - port->config.header_size, pair);
+}
+
+/* Makes segment `index`; where, and how long. */
+static uint8_t *make_segment(struct vipsec_worker *worker, const struct offload_plan *plan, uint32_t index, uint32_t *len) {
+    const size_t most = arena_room((size_t)plan->payload + plan->size);
+    if (!room_for_segment(worker, most)) {
+        flush(worker);
+    }
+    uint8_t *out = worker->segments + worker->segments_used + ARENA_HEADROOM;
+    worker->segments_used += most;
+    *len = offload_segment(plan, index, out);
+    return out;
+}
+
+/*
+ * All segments of a buffer. At an operator's port the first one decides: they differ in nothing that rules look at, none
+ * is longer, and they share one fate when rules are replaced meanwhile. False: to Python.
+ */
+static bool cut(struct vipsec_worker *worker, const struct tx_raw *raw, const struct offload_plan *plan,
+                struct tx_order *order, uint32_t pair) {
+    uint32_t len;
+    uint8_t *segment = make_segment(worker, plan, 0, &len);
+    if (worker->port->config.by_operator) {
+        const enum operator_verdict verdict = operator_leaving(
+            worker, segment, len, order, plan->count, (uint64_t)plan->count * plan->payload + plan->body);
+        if (verdict != OPERATOR_GO) {
+            worker->segments_used -= arena_room((size_t)plan->payload + plan->size);
+            if (verdict == OPERATOR_DROP) {
+                learn(worker, raw, pair);
+            }
+            return verdict == OPERATOR_DROP;
+        }
+    }
+    learn(worker, raw, pair);
+    gather(worker, segment, len, order, false);
+    for (uint32_t i = 1; i < plan->count; i++) {
+        segment = make_segment(worker, plan, i, &len);
+        gather(worker, segment, len, order, true);
+    }
+    return true;
+}
+
+/* A frame that leaves as it is. */
+static bool send_whole(struct vipsec_worker *worker, const struct tx_raw *raw, uint8_t *frame, uint32_t len,
+                       const struct vipsec_offload_request *sum, struct tx_order *order, uint32_t pair) {
+    enum operator_verdict verdict = OPERATOR_GO;
+    if (worker->port->config.by_operator) {
+        /* The policy looks first: what the checksum changes must be nothing that it has seen. */
+        if (sum != NULL && !sum_is_plain(sum, frame, len, order)) {
+            return false;
+        }
+        verdict = operator_leaving(worker, frame, len, order, 1, len);
+    }
+    if (verdict == OPERATOR_PUNT) {
+        return false;
+    }
+    learn(worker, raw, pair);
+    if (verdict == OPERATOR_GO) {
+        if (sum != NULL) {
+            offload_checksum(frame, len, sum->csum_start, sum->csum_offset);
+        }
+        gather(worker, frame, len, order, false);
+    }
+    return true;
 }
 
 /* Everything up to ESP; false, and nothing changed, when Python has to do it. */
@@ -212,7 +265,7 @@ static bool prepare(struct vipsec_worker *worker, const struct tx_raw *raw, uint
         .csum_start = load_le16(header + HDR_CSUM_START_AT),
         .csum_offset = load_le16(header + HDR_CSUM_OFFSET_AT),
     };
-    struct tx_order order = {0};
+    struct tx_order order = {.mtu = config->mtu};
     uint8_t base = 0;
     struct offload_plan plan;
     if (offload_check(&request, config->features_low, &base) != OFFLOAD_OK || !security(port, header, &order)) {
@@ -229,16 +282,8 @@ static bool prepare(struct vipsec_worker *worker, const struct tx_raw *raw, uint
     if (sum && !sum_fits(&request, len, &order)) {
         return false;
     }
-    steering_sent(atomic_load_explicit(&port->rules.steering, memory_order_acquire), frame, len, pair);
-    if (base != 0) {
-        cut(worker, &plan, &order);
-        return true;
-    }
-    if (sum) {
-        offload_checksum(frame, len, request.csum_start, request.csum_offset);
-    }
-    gather(worker, frame, len, &order, false);
-    return true;
+    return base != 0 ? cut(worker, raw, &plan, &order, pair)
+                     : send_whole(worker, raw, frame, len, sum ? &request : NULL, &order, pair);
 }
 
 /* ---- the ring ---- */

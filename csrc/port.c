@@ -93,6 +93,11 @@ void vipsec_port_set_policy(struct vipsec_port *port, const struct vipsec_policy
     sa_table_synchronize(port->table);
 }
 
+void vipsec_port_set_underlay(struct vipsec_port *port, const struct vipsec_underlay *underlay) {
+    atomic_store_explicit(&port->rules.underlay, underlay, memory_order_release);
+    sa_table_synchronize(port->table);
+}
+
 void vipsec_port_set_guest_csum(struct vipsec_port *port, int on) {
     atomic_store_explicit(&port->guest_csum, on != 0, memory_order_relaxed);
 }

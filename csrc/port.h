@@ -10,6 +10,7 @@
 #include "ring.h"
 #include "spin.h"
 #include "steering.h"
+#include "underlay.h"
 #include "vipsec.h"
 
 enum {
@@ -32,6 +33,7 @@ struct port_rx_queue {
 struct port_rules {
     const struct vipsec_steering *_Atomic steering;
     const struct vipsec_policy *_Atomic policy;
+    const struct vipsec_underlay *_Atomic underlay;
 };
 
 struct vipsec_port {
@@ -46,6 +48,16 @@ struct vipsec_port {
     struct port_rx_queue *rx;
     struct steering_live live; /* receive queues that there are */
     _Atomic uint64_t *live_bits;
+};
+
+/* How a frame leaves. */
+struct tx_order {
+    bool protect;
+    uint32_t sa_id;
+    uint32_t l3;             /* offset of the IP header where that matters, else 0 */
+    uint32_t mtu;            /* octets that a result which nobody may fragment can have; 0: any number */
+    bool readdressed;        /* a tunnel packet gets a link header of its own */
+    uint8_t link[12];        /* readdressed: next hop, own address */
 };
 
 enum { TX_MAX_LINK = 64, TX_TOO_LONG = PORT_MAX_BUFFER + 1 };
@@ -77,8 +89,23 @@ struct rx_item {
     bool has_rule;
     uint8_t kind;
     uint8_t reason;
-    uint8_t outer_version;    /* RX_OPEN by the operator's policy: of the tunnel header, 0 without one */
+    bool is_tunnel;           /* RX_OPEN at an operator's port: the SA is in tunnel mode */
+    uint8_t outer_version;    /* then: of the tunnel header, 0 without one */
     uint8_t outer_source[16];
+};
+
+/* What is delivered: a frame and what the header says of it. */
+struct rx_delivery {
+    uint8_t *frame;
+    uint32_t len;
+    struct vipsec_frame_view view;
+    uint32_t resource_id;
+    uint16_t resource_type;
+    uint8_t flags;
+    bool opened;
+    bool soft_expired;
+    bool directed;
+    uint32_t queue;
 };
 
 /* A frame with its header, to be put into a receive queue. */

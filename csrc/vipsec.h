@@ -752,6 +752,39 @@ int vipsec_policy_decide(const struct vipsec_policy *policy, int direction, uint
                          uint32_t len, int outer_version, const uint8_t *outer_source,
                          struct vipsec_policy_verdict *verdict);
 
+/* ---- the networks at the ends of an operator's port ---------------------------------------------- */
+
+/* An IP address that matters there. 32 bytes. */
+struct vipsec_underlay_address {
+    uint8_t address[16]; /* IPv4: the first 4 octets */
+    uint32_t mtu;        /* octets of IP packet that the way there carries; 0: as the link */
+    uint8_t mac[6];      /* has_path: of the next hop */
+    uint8_t family;      /* 4, 6 */
+    uint8_t is_own;      /* the port's: what is for it is opened by tunnels */
+    uint8_t has_path;    /* tunnel packets to it can leave */
+    uint8_t reserved[3];
+};
+
+struct vipsec_underlay_config {
+    uint64_t hash_seed; /* random */
+    const struct vipsec_underlay_address *addresses; /* each once */
+    uint32_t address_count;
+    uint32_t mtu;         /* octets of IP packet that the wire carries */
+    uint32_t guest_mtu;   /* and the guest takes */
+    uint8_t mac[6];       /* the port's */
+    uint8_t guest_mac[6];
+    uint8_t has_mac;      /* 0: there are no tunnels */
+    uint8_t has_guest;    /* guest_mac is known */
+    uint8_t learns_guest; /* by what it sends: frames from elsewhere are Python's */
+    uint8_t mss_clamp;    /* SYN segments through SAs are Python's */
+    uint8_t reserved[4];
+};
+
+/* Constant once made; the array is copied. NULL: no memory, or an address of no family. */
+struct vipsec_underlay;
+struct vipsec_underlay *vipsec_underlay_new(const struct vipsec_underlay_config *config);
+void vipsec_underlay_free(struct vipsec_underlay *underlay);
+
 /* ---- the packet path of one device --------------------------------------------------------- */
 
 struct vipsec_worker;
@@ -802,6 +835,11 @@ struct vipsec_port_config {
  * With by_operator: what leaves is protected, left alone or dropped as the policy says (frames that are not IP are
  * Python's to judge); what arrives is opened when there is an SA for it, has then to be what that SA is for and from its
  * peer, and may otherwise come in only where the policy bypasses. Without a policy nothing passes.
+ *
+ * With an underlay tunnel packets get link headers of their own: towards the peer's next hop, towards the guest; and only
+ * those for an address of the port are opened. Python's are then: fragments on the way in, packets that hide what a rule
+ * asks for, that get too large, that have a VLAN and want a tunnel, neighbour discovery, ICMP errors, peers without a
+ * path, SAs that are not in the table. Without one, link headers stay as they are and every address counts as the port's.
  */
 
 /* Event counts. Nothing ever counts down. */
@@ -811,14 +849,20 @@ struct vipsec_counters {
     uint64_t tx_punted, rx_punted;
     uint64_t tx_refused[VIPSEC_REASON_COUNT];
     uint64_t rx_refused[VIPSEC_REASON_COUNT];
+    /* by_operator: frames by what the policy made of them; those that were protected or opened are not in BYPASS. */
+    uint64_t tx_policy[VIPSEC_POLICY_OUTCOME_COUNT];
+    uint64_t rx_policy[VIPSEC_POLICY_OUTCOME_COUNT];
 };
 
 /* A received frame that C has begun to work on: what Python has to know to go on. */
 struct vipsec_rx_state {
-    uint32_t opened;      /* 1: IPsec has been taken off, the rules are to be asked once more (IPSEC_RECIRCULATE) */
+    uint32_t opened;      /* 1: IPsec has been taken off, the rules are to be asked once more (IPSEC_RECIRCULATE); or, at
+                           * an operator's port, the policy is */
     uint32_t resource_id; /* of the SA that opened it */
     uint32_t soft_expired;
     uint32_t l3;          /* offset of the IP header */
+    uint32_t outer_version; /* of the tunnel header, 0: there was none */
+    uint8_t outer_source[16];
 };
 
 /* What a port calls. Each call happens outside all locks and read sections; the memory shown is valid during
@@ -857,6 +901,7 @@ void vipsec_port_set_flow(struct vipsec_port *port, struct vipsec_flow_table *fl
  * the old one any more. Any thread but one that is inside a call of the port. */
 void vipsec_port_set_steering(struct vipsec_port *port, const struct vipsec_steering *steering);
 void vipsec_port_set_policy(struct vipsec_port *port, const struct vipsec_policy *policy);
+void vipsec_port_set_underlay(struct vipsec_port *port, const struct vipsec_underlay *underlay);
 
 /* Whether DATA_VALID may be reported (GUEST_CSUM, which the driver can switch off and on). */
 void vipsec_port_set_guest_csum(struct vipsec_port *port, int on);

@@ -10,7 +10,7 @@ from ipaddress import IPv4Address, ip_network
 
 import plane
 import pytest
-from ports import BUFFER, IPSEC, QUEUE_SIZE, Bench, port_config
+from ports import BUFFER, FEATURES, IPSEC, QUEUE_SIZE, Bench, port_config
 from random_frames import PORTS, V4, V6, laid, spoilt
 
 from virtio_ipsec.device.frame import IPV4, IPV6, network_offset
@@ -113,7 +113,7 @@ def test_what_leaves_is_what_the_policy_says(seed: int) -> None:
             sent = bench.send(frame)
             after = bench.worker.counts()
             refused = {
-                k: n - before.get(k, 0) for k, n in after.items() if "refused" in k and n != before.get(k, 0)
+                k: n - before.get(k, 0) for k, n in after.items() if "_drop_" in k and n != before.get(k, 0)
             }
             l3, ethertype = network_offset(frame)
             version = {IPV4: 4, IPV6: 6}.get(ethertype, 0) if len(frame) >= 14 else 0
@@ -135,7 +135,7 @@ def test_what_leaves_is_what_the_policy_says(seed: int) -> None:
                 elif decision.outcome is Outcome.BYPASS:
                     assert (sent, refused) == ([frame], {})
                 else:
-                    assert (sent, refused) == ([], {"tx_refused_policy": 1})
+                    assert (sent, refused) == ([], {f"tx_drop_{decision.outcome.value}": 1})
             seen[what] = seen.get(what, 0) + 1
     assert {"punt", "protect", "bypass", "drop_rule", "drop_default"} <= set(seen)
 
@@ -149,24 +149,30 @@ def test_a_segmented_buffer_has_one_fate(action: Action) -> None:
     sent = bench.send(ether(tcp(data)), flags=1, gso_type=1, gso_size=500, csum_start=34, csum_offset=16)
     counts = bench.worker.counts()
     if action is Action.DROP:
-        assert (sent, counts) == ([], {"tx_refused_policy": 1})
+        assert (sent, counts) == ([], {"tx_frames": 90, "tx_bytes": 90 * 54 + len(data), "tx_drop_drop_rule": 90})
         return
     assert len(sent) == counts["tx_frames"] == 90
+    assert counts["tx_bytes"] == 90 * 54 + len(data)
     packets = [opened(f)[1] for f in sent] if action is Action.PROTECT else [f[14:] for f in sent]
     assert b"".join(packet[40:] for packet in packets) == data
-    assert counts.get("tx_sealed", 0) == (90 if action is Action.PROTECT else 0)
+    assert counts.get("tx_protected", 0) == (90 if action is Action.PROTECT else 0)
 
 
-def test_a_limit_in_the_middle_of_a_segmented_buffer_counts_one_refusal() -> None:
-    bench = Bench()
+@pytest.mark.parametrize("by_operator", [True, False])
+def test_a_limit_in_the_middle_of_a_segmented_buffer(by_operator: bool) -> None:
+    """An operator drops frame by frame; a driver hears of one buffer that was refused."""
+    bench = Bench(FEATURES if by_operator else IPSEC)
     sa = bench.outbound(0, options=64, life=Lifetime(packets_hard_limit=70))
     bench.policy(Policy((Rule(ANY, Action.PROTECT, 0),), Action.DROP))
     hdr = {"flags": 1, "gso_type": 1, "gso_size": 100, "csum_start": 34, "csum_offset": 16}
+    if not by_operator:
+        hdr |= {"flags": 1 | SECURITY, "resource_type": 0x203}
     sent = bench.send(ether(tcp(bytes(20000))), **hdr)  # 200 segments, four stages
     assert len(sent) == sa.packets == 70
-    assert bench.worker.counts()["tx_refused_hard_lifetime"] == 1
+    name = "tx_drop_hard_lifetime" if by_operator else "tx_refused_hard_lifetime"
+    assert bench.worker.counts()[name] == (130 if by_operator else 1)
     assert bench.send(ether(tcp(bytes(20000))), **hdr) == []
-    assert bench.worker.counts()["tx_refused_hard_lifetime"] == 2
+    assert bench.worker.counts()[name] == (330 if by_operator else 2)
 
 
 def test_without_a_policy_nothing_passes() -> None:
@@ -175,7 +181,8 @@ def test_without_a_policy_nothing_passes() -> None:
     assert bench.send(ether(udp())) == []
     assert bench.arrive(ether(udp()), sealed(udp())) == []
     assert bench.worker.counts() == {
-        "tx_refused_policy": 1, "rx_refused_policy": 2, "rx_opened": 1, "rx_not_ipsec": 1,
+        "tx_frames": 1, "tx_bytes": len(ether(udp())), "tx_drop_drop_default": 1, "rx_opened": 1,
+        "rx_drop_drop_default": 2,
     }  # fmt: skip
 
 
@@ -235,7 +242,7 @@ def test_what_arrives_is_checked_as_the_policy_says(seed: int) -> None:
         else:
             what = "not opened"  # what the SA refused
             assert found == []
-        dropped = sum(n for k, n in gained.items() if "refused" in k)
+        dropped = sum(n for k, n in gained.items() if "_drop_" in k or "refused" in k)
         assert (len(found), dropped, len(bench.punted_in) - punts) in ((1, 0, 0), (0, 1, 0), (0, 0, 1)), what
         seen[what] = seen.get(what, 0) + 1
     assert {"bypass", "drop_selector", "drop_peer", "clear bypass", "clear drop_default"} <= set(seen), seen
@@ -245,7 +252,7 @@ def test_cleartext_that_ought_to_be_protected_stays_outside() -> None:
     bench = Bench()
     bench.policy(Policy((Rule(Selector(protocol=17), Action.PROTECT, 0),), Action.BYPASS, EVERYTHING))
     assert bench.arrive(ether(udp())) == []
-    assert bench.worker.counts()["rx_refused_policy"] == 1
+    assert bench.worker.counts()["rx_drop_drop_cleartext"] == 1
     assert [f for _, f in bench.arrive(ether(tcp(b"x")))] == [ether(tcp(b"x"))]
 
 

@@ -29,7 +29,7 @@ def test_frames_that_go_nowhere_are_counted() -> None:
     bench.queue(ether(udp()))
     bench.queue(ether(udp()))
     assert bench.kick(worker=worker) == []
-    assert worker.counts() == {"tx_frames": 2, "tx_bytes": 2 * len(ether(udp()))}
+    assert worker.counts() == {"tx_frames": 2, "tx_bytes": 2 * len(ether(udp())), "tx_bypassed": 2}
 
 
 def test_the_owner_sends_what_it_made_of_a_punted_buffer_itself() -> None:

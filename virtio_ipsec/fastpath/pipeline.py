@@ -12,14 +12,16 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import Enum
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any, Protocol
 
 from virtio_ipsec.errors import ConfigError, Reason
 from virtio_ipsec.fastpath import native
 from virtio_ipsec.fastpath.esp import FastSaTable
 from virtio_ipsec.fastpath.flow import FlowTable
-from virtio_ipsec.fastpath.policy import PolicyTable
+from virtio_ipsec.fastpath.policy import OUTCOMES, PolicyTable
 from virtio_ipsec.fastpath.steering import SteeringBlock
+from virtio_ipsec.fastpath.underlay import UnderlayBlock
 
 _PLAIN_COUNTS = (
     "tx_frames",
@@ -31,6 +33,18 @@ _PLAIN_COUNTS = (
     "rx_not_ipsec",
     "tx_punted",
     "rx_punted",
+)
+
+#: At an operator's port: why the device refuses frames. What else there is, the operator's part drops them for.
+_OF_THE_DEVICE = frozenset(
+    {
+        Reason.TOO_BIG,
+        Reason.FILTERED,
+        Reason.NO_BUFFER,
+        Reason.QUEUE_DISABLED,
+        Reason.OVERLOAD,
+        Reason.BAD_HEADER,
+    }
 )
 
 
@@ -60,12 +74,14 @@ class PortConfig:
 
 @dataclass(frozen=True, slots=True)
 class RxState:
-    """How far C has come with a frame that it hands to Python. See ``struct vipsec_rx_state``."""
+    """How far C has come with a frame that it hands to Python. See ``struct vipsec_rx_state``. ``outer_source``: of the
+    tunnel header that it had, at an operator's port."""
 
     opened: bool
     resource_id: int
     soft_expired: bool
     l3: int
+    outer_source: IPv4Address | IPv6Address | None = None
 
 
 class PortOwner(Protocol):
@@ -142,6 +158,12 @@ class Port:
         _, lib = native.extension()
         lib.vipsec_port_set_policy(self._handle, policy.handle)
         self._kept["policy"] = policy  # and the one before it may go
+
+    def set_underlay(self, block: UnderlayBlock) -> None:
+        """The networks at the ends of an operator's port."""
+        _, lib = native.extension()
+        lib.vipsec_port_set_underlay(self._handle, block.handle)
+        self._kept["underlay"] = block  # and the one before it may go
 
     def set_guest_checksum(self, on: bool) -> None:
         """Whether DATA_VALID may be reported."""
@@ -232,14 +254,23 @@ class Worker:
             lib.vipsec_worker_deliver(self._handle, pair, data, len(data))
 
     def counts(self) -> dict[str, int]:
-        """Event counts by the names of :class:`virtio_ipsec.device.counters.Counters`, those that are not zero."""
+        """Event counts by the names of :class:`virtio_ipsec.device.counters.Counters`, at an operator's port also by
+        those of ``policy``; those that are not zero."""
         ffi, lib = native.extension()
         counters: Any = ffi.new("struct vipsec_counters *")
         lib.vipsec_worker_read(self._handle, counters)
         found = {name: int(getattr(counters, name)) for name in _PLAIN_COUNTS}
+        by_operator = self.port.config.by_operator
+        if by_operator:
+            found["tx_protected"] = found.pop("tx_sealed")
         for number, reason in enumerate(Reason, 1):
-            found["tx_refused_" + reason.value] = int(counters.tx_refused[number])
-            found["rx_refused_" + reason.value] = int(counters.rx_refused[number])
+            verb = "drop_" if by_operator and reason not in _OF_THE_DEVICE else "refused_"
+            found[f"tx_{verb}{reason.value}"] = int(counters.tx_refused[number])
+            found[f"rx_{verb}{reason.value}"] = int(counters.rx_refused[number])
+        for number, outcome in enumerate(OUTCOMES):
+            name = "bypassed" if outcome == "bypass" else f"drop_{outcome}"
+            found[f"tx_{name}"] = int(counters.tx_policy[number])
+            found[f"rx_{name}"] = int(counters.rx_policy[number])
         return {name: count for name, count in found.items() if count}
 
 
@@ -301,7 +332,9 @@ def _define_callbacks() -> None:
 
     @ffi.def_extern(name="vipsec_python_punt_rx")
     def punt_rx(user: Any, worker: Any, frame: Any, size: int, state: Any) -> None:
-        how_far = RxState(bool(state.opened), state.resource_id, bool(state.soft_expired), state.l3)
+        octets = bytes(state.outer_source)[: 4 if state.outer_version == 4 else 16]
+        source = ip_address(octets) if state.outer_version else None
+        how_far = RxState(bool(state.opened), state.resource_id, bool(state.soft_expired), state.l3, source)
         with owner_of(user) as owner:
             for pair, data in owner.punt_receive(bytes(ffi.buffer(frame, size)), how_far):
                 lib.vipsec_worker_deliver(worker, pair, data, len(data))
