@@ -132,8 +132,11 @@ static void obey(struct vipsec_worker *worker, struct rx_item *item, const struc
     }
 }
 
-/* Filter and rules for a batch; the rules are looked up together, so that many of them cost little more than few. */
-static void look(struct vipsec_worker *worker, const struct vipsec_frame *frames, size_t count) {
+/*
+ * Filter and rules for a batch; the rules are looked up together, so that many of them cost little more than few. Returns
+ * how many frames: up to the first that goes to Python, so that nothing behind it is opened before it.
+ */
+static size_t look(struct vipsec_worker *worker, const struct vipsec_frame *frames, size_t count) {
     const struct vipsec_flow_table *flow = worker->port->flow;
     struct flow_item asked[PORT_BATCH];
     uint8_t which[PORT_BATCH];
@@ -143,6 +146,8 @@ static void look(struct vipsec_worker *worker, const struct vipsec_frame *frames
         if (look_at_link(worker, item, &frames[i])) {
             asked[number] = (struct flow_item){.frame = frames[i].data, .view = &item->view, .len = frames[i].len};
             which[number++] = (uint8_t)i;
+        } else if (item->kind == RX_PUNT) {
+            count = i + 1;
         }
     }
     if (flow != NULL) {
@@ -150,7 +155,11 @@ static void look(struct vipsec_worker *worker, const struct vipsec_frame *frames
     }
     for (size_t i = 0; i < number; i++) {
         obey(worker, &worker->rx[which[i]], &frames[which[i]], asked[i].verdict);
+        if (worker->rx[which[i]].kind == RX_PUNT) {
+            return which[i] + 1u;
+        }
     }
+    return count;
 }
 
 /* ---- after ESP ---- */
@@ -369,9 +378,8 @@ void vipsec_worker_receive(struct vipsec_worker *worker, struct vipsec_frame *fr
     struct vipsec_port *port = worker->port;
     worker_begin(worker);
     while (count != 0) {
-        const size_t batch = count < PORT_BATCH ? count : PORT_BATCH;
         enter(worker);
-        look(worker, frames, batch);
+        const size_t batch = look(worker, frames, count < PORT_BATCH ? count : PORT_BATCH);
         esp_inbound_located(port->table, worker->packets, worker->located, worker->packet_count);
         for (size_t i = 0; i < batch; i++) {
             finish(worker, &worker->rx[i], &frames[i]);

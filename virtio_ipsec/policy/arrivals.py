@@ -163,12 +163,23 @@ class Arrivals:
             state.drop("rx", error.reason)
             return True
         state.count("rx", "opened")
-        self._admit(arrival, held, ip.parse(opened.packet), now, out)
+        source = arrival.source if params.is_tunnel else None
+        self._admit(arrival, held, ip.parse(opened.packet), source, now, out)
         return True
 
-    def _admit(self, arrival: Arrival, held: HeldSa, inner: ip.Packet, now: int, out: Output) -> None:
+    def opened(self, frame: bytes, l3: int, id: int, source: Address | None, out: Output, now: int) -> None:
+        """A frame that an inbound SA has opened elsewhere."""
+        held = self._state.sas.get(outbound=False, id=id)
+        if held is None:  # it was taken away meanwhile
+            self._state.drop("rx", Reason.UNKNOWN_SA)
+            return
+        inner = ip.parse(frame[l3:])
+        self._admit(Arrival(frame[:l3], inner, False, frame), held, inner, source, now, out)
+
+    def _admit(
+        self, arrival: Arrival, held: HeldSa, inner: ip.Packet, source: Address | None, now: int, out: Output
+    ) -> None:
         """What an SA opened comes in if it is what the SA is for (RFC 4301 5.2 step 4)."""
-        source = arrival.source if held.spec.params.is_tunnel else None
         decision = self._state.policy.inbound_opened(held.spec.id, inner.data, source)
         if decision.outcome is Outcome.DROP_SELECTOR:
             whole = self._whole_inner(held, inner, now)

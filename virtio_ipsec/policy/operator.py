@@ -34,7 +34,9 @@ class Snapshot:
     """What somebody needs to do the same without asking: constant, and right as long as ``generation`` is the port's.
 
     ``paths``: how tunnel packets leave, by peer; a peer that is not there has to be asked for. ``policy``: what becomes
-    of IP packets, with the ids of SAs as the factory was given them. ``others``: of frames that are not IP.
+    of IP packets, with the ids of SAs as the factory was given them. ``mtu``: octets of IP packet that the wire
+    carries, ``narrow``: where the way to an address carries less; ``guest_mtu``: what the guest takes.
+    ``learns_guest``: ``guest_mac`` is where the guest has sent from last.
 
     Left to the port: fragments on the way in, packets that hide what a rule asks for, packets that get too large,
     neighbour discovery (ICMPv6 133 to 137) and ICMP errors, ARP, tagged frames of tunnels, SYN segments with
@@ -47,6 +49,9 @@ class Snapshot:
     guest_mac: bytes | None
     paths: Mapping[Address, PeerPath]
     mtu: int
+    narrow: Mapping[Address, int]
+    guest_mtu: int
+    learns_guest: bool
     mss_clamp: bool
 
 
@@ -82,6 +87,13 @@ class OperatorPort:
         out = Output()
         self._arrivals.frame(frame, now, out)
         self._ask(now, out)
+        return out
+
+    def opened(self, frame: bytes, l3: int, id: int, source: Address | None, now: int) -> Output:
+        """The rest of the way of a frame that inbound SA ``id`` has opened elsewhere: ``l3`` is where its packet
+        begins, ``source`` the one of its tunnel header. Counted as opened already."""
+        out = Output()
+        self._arrivals.opened(frame, l3, id, source, out, now)
         return out
 
     def tick(self, now: int) -> Output:
@@ -144,6 +156,9 @@ class OperatorPort:
             state.guest_mac,
             paths,
             state.wire_mtu,
+            state.paths.known(state.wire_mtu),
+            state.spec.mtu,
+            state.spec.guest_mac is None,
             state.spec.mss_clamp,
         )
 

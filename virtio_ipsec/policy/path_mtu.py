@@ -28,6 +28,10 @@ class PathMtus:
         known = self._paths.get(address)
         return link if known is None else min(link, known[0])
 
+    def known(self, link: int) -> dict[Address, int]:
+        """The destinations whose way carries less than the link."""
+        return {address: mtu for address, (mtu, _) in self._paths.items() if mtu < link}
+
     def lower(self, address: Address, reported: int, sent: int, now: int) -> bool:
         """A router carries ``reported`` octets (0: it does not say) of a packet of ``sent``; whether it is news."""
         if not reported:

@@ -22,6 +22,7 @@ from virtio_ipsec.fastpath.pipeline import RxState, Worker
 from virtio_ipsec.fastpath.rings import FastDeviceQueue
 from virtio_ipsec.ring.base import DeviceQueue
 from virtio_ipsec.transport.exchange import Exchange
+from virtio_ipsec.transport.operator_rules import OperatorRules
 from virtio_ipsec.transport.rings import PortRings, is_broken
 from virtio_ipsec.transport.uplink import Uplink
 from virtio_ipsec.wire.numbers import Feature, has
@@ -47,14 +48,16 @@ class Surroundings:
         self.lock = lock
         #: Told, in any thread, when something may have happened that the control thread has to see to.
         self.changed = changed
-        #: When the control thread means to look at the operator's timers.
+        #: When the control thread means to look at the operator's timers, and what it has published of him.
         self.due: int | None = None
+        self.seen = 0
         self.rings: PortRings
         self.ring_bells: Callable[[set[int]], None] = lambda indices: None
 
     def check_time(self) -> None:
-        """After what may have moved the operator's timers; under the lock."""
-        if self.exchange.deadline() != self.due:
+        """After what may have moved the operator's timers, or changed what C knows of him; under the lock."""
+        operator = self.exchange.operator
+        if operator is not None and (operator.deadline() != self.due or operator.generation != self.seen):
             self.changed()
 
     def broke(self) -> None:
@@ -128,9 +131,13 @@ class NativePath:
     def __init__(self, around: Surroundings, fast: FastPath) -> None:
         self._around = around
         self._fast = fast
-        config = replace(port_config(around.exchange.context), most_punts=BURST)
+        operator = around.exchange.operator
+        config = port_config(around.exchange.context)
+        config = replace(config, most_punts=BURST, by_operator=operator is not None)
         self.port = pipeline.Port(fast.sas, config, self, interrupts=False)
-        self.port.set_flow(fast.flow)
+        self._rules = OperatorRules(operator) if operator is not None else None
+        if operator is None:
+            self.port.set_flow(fast.flow)
         self._published: tuple[object, ...] = ()
         self._here = threading.local()
         self._workers: list[Worker] = []
@@ -153,8 +160,11 @@ class NativePath:
         if news != self._published:
             self.port.set_steering(block)
             self.port.set_guest_checksum(checksum)
-            self.port.set_foreign_sas(context.python_inbound)
+            if self._rules is None:
+                self.port.set_foreign_sas(context.python_inbound)
             self._published = news
+        if self._rules is not None:
+            self._rules.publish(self.port)
 
     def set_queues(self, pair: int, receive: DeviceQueue | None, transmit: DeviceQueue | None) -> None:
         """The queues of a pair that are in use; its lane is parked."""

@@ -12,6 +12,9 @@ from virtio_ipsec.device.config import DeviceConfig
 from virtio_ipsec.device.device import Device
 from virtio_ipsec.device.state import DataPlaneContext, Received
 from virtio_ipsec.fastpath.pipeline import RxState
+from virtio_ipsec.policy.operator import Snapshot
+from virtio_ipsec.policy.sas import HeldSa
+from virtio_ipsec.policy.tables import Address
 
 
 class Verdict(Protocol):
@@ -35,6 +38,9 @@ class Operator(Protocol):
     def from_wire(self, frame: bytes, now: int) -> Verdict:
         """A frame that has arrived."""
 
+    def opened(self, frame: bytes, l3: int, id: int, source: Address | None, now: int) -> Verdict:
+        """The rest of the way of a frame that the fast path has opened with inbound SA ``id``."""
+
     def tick(self, now: int) -> Verdict:
         """Time has passed."""
 
@@ -43,6 +49,17 @@ class Operator(Protocol):
 
     def counters(self) -> Mapping[str, int]:
         """Event counts."""
+
+    @property
+    def generation(self) -> int:
+        """Another number whenever :meth:`snapshot` is another one."""
+
+    def snapshot(self) -> Snapshot:
+        """What the fast path needs to do the same."""
+
+    @property
+    def sas(self) -> tuple[HeldSa, ...]:
+        """The live SAs."""
 
 
 class Exchange:
@@ -105,7 +122,11 @@ class Exchange:
 
     def resume(self, frame: bytes, state: RxState) -> list[Received]:
         """The rest of the way of a frame that the fast path has opened."""
-        return self.device.resume(frame, state)
+        if self.operator is None:
+            return self.device.resume(frame, state)
+        verdict = self.operator.opened(frame, state.l3, state.resource_id, state.outer_source, self._clock())
+        self.to_wire += verdict.to_wire
+        return [received for each in verdict.to_guest for received in self.device.receive(each)]
 
     def tick(self) -> None:
         """What the operator's timers bring is kept."""

@@ -38,6 +38,8 @@ class Loop:
         self._made = 0
         self._stopping = False
         self._thread: threading.Thread | None = None
+        #: Called when all that was to do has been done, before the loop waits again.
+        self.after_turn: Callable[[], None] = lambda: None
         self._selector.register(self._wake, selectors.EVENT_READ, self._wakened)
 
     # In the loop's own thread, or before it runs.
@@ -70,6 +72,7 @@ class Loop:
             call = heapq.heappop(self._timers)[2].call
             if call is not None:
                 self._do(call)
+        self._do(self.after_turn)
 
     def run(self) -> None:
         """Turn until :meth:`stop`."""

@@ -98,6 +98,7 @@ class ServedPort:
         self._timer: tuple[int, Timer] | None = None
         self._closed = False
         self.loop.add(self._commands.fileno(), self._command_kicks)
+        self.loop.after_turn = self._publish_news
         self._lane(0)
         self._look()
 
@@ -161,7 +162,7 @@ class ServedPort:
 
     def begin(self) -> None:
         """Features have been negotiated: queues can be started. Before the first one."""
-        if self._path is None and self.device.fast is not None and self.operator is None and self.negotiated:
+        if self._path is None and self.device.fast is not None and self.negotiated:
             with self._all_parked(), self.lock:
                 self._path = NativePath(self._around, self.device.fast)
                 self._path.publish()
@@ -474,6 +475,18 @@ class ServedPort:
         if done == _COMMANDS:
             self.loop.call(lambda: self._run_commands(index))
 
+    def publish(self) -> None:
+        """In the control thread: what was changed in the operator's policy holds for all packets that come after this.
+        Happens by itself when the loop has had its turn."""
+        with self.lock:
+            self._around.seen = self.operator.generation if self.operator is not None else 0
+            if self._path is not None:
+                self._path.publish()
+
+    def _publish_news(self) -> None:
+        if self.operator is not None and self.operator.generation != self._around.seen:
+            self.publish()
+
     def _look_soon(self) -> None:
         """From any thread: the control thread has something to look at."""
         if not self._looking:
@@ -485,6 +498,7 @@ class ServedPort:
         self._looking = False
         with self.lock:
             due = self._around.due = self._exchange.deadline()
+            self.publish()
         if self._timer is not None and self._timer[0] != due:
             self._timer[1].cancel()
             self._timer = None
