@@ -278,9 +278,13 @@ def test_when_nothing_can_be_written_an_sa_stops_at_its_mark(
 
 
 def test_ports_are_remembered(kept: Marks, directory: Path) -> None:
-    kept.set_port("green", "gone 0123 to somewhere")
+    records = [(params(), Outbound(1, 2, 3)), (params(Direction.INBOUND), Inbound(4, 5, 6))]
+    kept.record("green", "gone 0123 to somewhere", records)
     again = reopened(kept, directory)
-    assert again.ports == {"green": "gone 0123 to somewhere"}
+    assert (again.ports, again.ident) == ({"green": "gone 0123 to somewhere"}, kept.ident)
+    assert [again.known_outbound(params()), again.known_inbound(params(Direction.INBOUND))] == [
+        each for _, each in records
+    ]
     again.close()
 
 
@@ -318,7 +322,7 @@ def test_killed_at_any_moment_the_next_life_begins_above_all_that_was_used(
     draw = random.Random("kill")
     bases, used = set(), 0
     with mmap.mmap(-1, 4096) as shown:
-        for _ in range(50):
+        for _ in range(30):
             shown[0:32] = bytes(32)
             child = os.fork()
             if child == 0:
@@ -326,9 +330,10 @@ def test_killed_at_any_moment_the_next_life_begins_above_all_that_was_used(
                     live(directory, shown)
                 finally:
                     os._exit(1)
-            while not any(shown[0:8]):
-                time.sleep(0.0005)
-            time.sleep(draw.random() * 0.008)
+            awaited = used + draw.randrange(1, 60)
+            while int.from_bytes(shown[0:8]) < awaited:
+                time.sleep(0.0002)
+            time.sleep(draw.random() * 0.002)
             os.kill(child, signal.SIGKILL)
             _, status = os.waitpid(child, 0)
             assert os.WTERMSIG(status) == signal.SIGKILL
@@ -336,6 +341,6 @@ def test_killed_at_any_moment_the_next_life_begins_above_all_that_was_used(
             assert first > used
             used = max(used, last)
             bases.add(bytes(shown[16:24]))
-    assert used > 1000
+    assert used > 300
     assert len(bases) == 1
-    assert (directory / "state").stat().st_size < 5000  # of more than twenty thousand that were written
+    assert (directory / "state").stat().st_size < 5000  # many times that was written

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 import tomllib
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -13,6 +15,7 @@ from virtio_ipsec.errors import ConfigError
 from virtio_ipsec.policy.config import Config, ReadKey, parse, parse_ports
 
 MAX_KEY_FILE = 1024
+STANDARD_INPUT = "-"
 _KEYS = ("key", "auth_key")
 
 T = TypeVar("T")
@@ -29,12 +32,44 @@ def read_ports(name: str) -> tuple[Config, ...]:
     return _read(name, parse_ports, private=True)
 
 
+def read_tables(name: str, kind: str) -> list[dict[str, Any]]:
+    """The ``[[kind]]`` tables of file ``name`` (``-``: standard input) and nothing else, keys read from the files that
+    they name. The same rules for files with keys as :func:`read_ports`."""
+    return _read(name, lambda text, read_key: _tables(text, kind, read_key), private=True)
+
+
+def _tables(text: str, kind: str, read_key: ReadKey) -> list[dict[str, Any]]:
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"not TOML: {error}") from None
+    except (ValueError, RecursionError):
+        raise ConfigError("a number too long or tables too deep for any field") from None
+    tables = document.get(kind)
+    if document.keys() != {kind} or not isinstance(tables, list) or not all(isinstance(t, dict) for t in tables):
+        raise ConfigError(f"must hold [[{kind}]] tables and nothing else")
+    for number, table in enumerate(tables, 1):
+        for key in _KEYS:
+            file = table.pop(f"{key}_file", None)
+            if file is None:
+                continue
+            if key in table:
+                raise ConfigError(f"{kind} {number}: {key} and {key}_file exclude each other")
+            if not isinstance(file, str):
+                raise ConfigError(f"{kind} {number}: {key}_file must be a string")
+            try:
+                table[key] = read_key(file).hex()
+            except ConfigError as error:
+                raise ConfigError(f"{kind} {number}: {key}_file {error}") from None
+    return tables
+
+
 def _read(name: str, interpret: Callable[[str, ReadKey], T], *, private: bool) -> T:
     path = Path(name)
     try:
-        with path.open(encoding="utf-8") as stream:
+        with _opened(name) as stream:
             text = stream.read()
-            is_open = _is_open(stream)
+            is_open = name != STANDARD_INPUT and _is_open(stream)
     except UnicodeDecodeError:
         raise ConfigError(f"{name}: not a text file") from None
 
@@ -62,6 +97,10 @@ def _read(name: str, interpret: Callable[[str, ReadKey], T], *, private: bool) -
             f"{name}: holds keys, and other users may read or write it: chmod 600, or use key_file"
         )
     return found
+
+
+def _opened(name: str) -> AbstractContextManager[IO[str]]:
+    return nullcontext(sys.stdin) if name == STANDARD_INPUT else Path(name).open(encoding="utf-8")
 
 
 def _is_open(stream: IO[Any]) -> bool:

@@ -24,6 +24,7 @@ from virtio_ipsec.cli.configs import read_ports
 from virtio_ipsec.cli.exits import DONE
 from virtio_ipsec.cli.logs import log_to_stderr
 from virtio_ipsec.device.fast import ENGINES
+from virtio_ipsec.transport.management import ManagementSettings
 from virtio_ipsec.transport.service import Service, Settings
 from virtio_ipsec.transport.service_plan import PortPlan, plan_ports
 from virtio_ipsec.transport.uplink import grammar
@@ -52,6 +53,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="who may connect, as of chmod (default: 600)",
     )
     parser.add_argument("--sample", action="store_true", help="print a configuration to begin with")
+    parser.add_argument(
+        "--state", metavar="DIR", help="keep the sequence numbers of configured keys there, over a crash"
+    )
+    parser.add_argument("--control", metavar="PATH", help="the socket for `virtio-ipsec ctl`")
+    parser.add_argument(
+        "--metrics", metavar="ADDR", help="Prometheus text at HOST:PORT of a loopback address, or at a socket's path"
+    )
+    parser.add_argument(
+        "--await-handover", action="store_true", help="use no SA before `ctl handover` has brought them"
+    )
     parser.add_argument("--check", action="store_true", help="look at the configuration and serve nothing")
     parser.add_argument("--log-json", action="store_true", help="log one JSON object per line")
 
@@ -68,7 +79,18 @@ def run(arguments: argparse.Namespace) -> int:
             print(_summary(plan))
         return DONE
     log_to_stderr(as_json=arguments.log_json)
-    settings = Settings(arguments.engine, client=arguments.client, socket_mode=arguments.socket_mode)
+    management = ManagementSettings(
+        state=arguments.state,
+        control=arguments.control,
+        metrics=arguments.metrics,
+        awaited=arguments.await_handover,
+    )
+    settings = Settings(
+        arguments.engine,
+        client=arguments.client,
+        socket_mode=arguments.socket_mode,
+        management=management,
+    )
     with Service(plans, settings) as service:
         service.run()
     return DONE

@@ -45,13 +45,15 @@ class FastPath:
         """Whether an SA lives in C; else Python has it."""
         return object_id < MAX_SAS and accepts(params)
 
-    def outbound(self, object_id: int, params: SaParams, rng: Callable[[int], bytes]) -> FastOutboundSa:
-        """Put an outbound SA into the table. ``rng`` draws the base of its IVs."""
-        return FastOutboundSa(self.sas, object_id, params, rng)
+    def outbound(
+        self, object_id: int, params: SaParams, rng: Callable[[int], bytes], *, frozen: bool = False
+    ) -> FastOutboundSa:
+        """Put an outbound SA into the table. ``rng`` draws its base of IVs; ``frozen``: it waits for ``restore``."""
+        return FastOutboundSa(self.sas, object_id, params, rng, frozen=frozen)
 
-    def inbound(self, object_id: int, params: SaParams) -> FastInboundSa:
-        """Put an inbound SA into the table."""
-        return FastInboundSa(self.sas, object_id, params)
+    def inbound(self, object_id: int, params: SaParams, *, frozen: bool = False) -> FastInboundSa:
+        """Put an inbound SA into the table; ``frozen``: it waits for ``restore``."""
+        return FastInboundSa(self.sas, object_id, params, frozen=frozen)
 
 
 def fast_path(engine: str, rng: Callable[[int], bytes]) -> FastPath | None:

@@ -49,6 +49,13 @@ _IDS = (int, str, type(None))
 _log = logging.getLogger(__name__)
 
 
+class Connection:
+    """What requests of one client have in common. ``on_close`` is called when it is gone."""
+
+    def __init__(self) -> None:
+        self.on_close: Callable[[], None] = lambda: None
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """What somebody wants. ``params`` may hold keys."""
@@ -58,6 +65,7 @@ class Request:
     params: dict[str, Any] = field(repr=False)
     who: str = ""
     """``uid 0 pid 4711``: for the log."""
+    connection: Connection = field(default_factory=lambda: Connection())
 
 
 Result = dict[str, Any]
@@ -177,7 +185,7 @@ class ControlServer:
             self.counts.requests += 1
             ident: object = None
             try:
-                ident, request = _parse(line, client.who)
+                ident, request = _parse(line, client)
                 client.busy = True
                 self._handler(request, partial(self._reply, client, ident))
             except VirtioIpsecError as error:
@@ -218,6 +226,7 @@ class _Client:
 
     def __init__(self, connection: socket.socket, who: str, now: float) -> None:
         self.socket, self.who, self.since = connection, who, now
+        self.connection = Connection()
         self.busy = self.closed = False
         self._in, self._out = bytearray(), bytearray()
         self._searched = 0
@@ -271,7 +280,10 @@ class _Client:
                 del self._out[: self.socket.send(memoryview(self._out)[:_CHUNK])]
 
     def close(self) -> None:
+        if self.closed:
+            return
         self.closed = True
+        self.connection.on_close()
         self._in[:] = bytes(len(self._in))
         self._out[:] = bytes(len(self._out))
         self.socket.close()
@@ -288,7 +300,7 @@ def _line(fields: dict[str, Any]) -> bytes:
     return json.dumps(fields, separators=(",", ":")).encode() + b"\n"
 
 
-def _parse(line: bytearray, who: str) -> tuple[object, Request]:
+def _parse(line: bytearray, client: _Client) -> tuple[object, Request]:
     """(id, request); WireError for what is none."""
     try:
         found = json.loads(line, parse_constant=_no_number)
@@ -304,7 +316,7 @@ def _parse(line: bytearray, who: str) -> tuple[object, Request]:
         raise WireError("method must be a name")
     if not isinstance(port, str | None) or not isinstance(params, dict):
         raise WireError("port must be a string, params an object")
-    return ident, Request(method, port, params, who)
+    return ident, Request(method, port, params, client.who, client.connection)
 
 
 def _no_number(name: str) -> NoReturn:

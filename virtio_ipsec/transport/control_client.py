@@ -76,7 +76,9 @@ class ControlClient:
         if self.port is not None:
             request["port"] = self.port
         try:
-            self._socket.sendall(json.dumps(request, separators=(",", ":")).encode() + b"\n")
+            # What JSON has no word for (a date of a TOML file) is for the other side to refuse where it stands.
+            line = json.dumps(request, separators=(",", ":"), default=str)
+            self._socket.sendall(line.encode() + b"\n")
         except OSError as error:
             raise self._broken(error) from None
 

@@ -16,7 +16,7 @@ crash may be accepted once more, none before.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -190,11 +190,24 @@ class Marks:
             self._waiting.append(self.inbound[key].line(key))
         self._look_at = 0
 
-    def set_port(self, name: str, note: str) -> None:
-        """Remember ``note``, a word or more, of a port; written when this returns. StateError if it cannot be."""
-        self._journal.append([*self._waiting, f"port {name} {note}"])
+    def record(self, port: str, note: str, records: Iterable[tuple[SaParams, Outbound | Inbound]] = ()) -> None:
+        """Remember ``note`` of a port, and where SAs are, in one step; on the disk when this returns. StateError if it
+        cannot be written: then nothing is remembered."""
+        known = [(self.key(params), record) for params, record in records]
+        lines = [record.line(key) for key, record in known]
+        self._journal.append([*self._waiting, *lines, f"port {port} {note}"])
         self._waiting.clear()
-        self.ports[name] = note
+        self.ports[port] = note
+        for key, record in known:
+            if isinstance(record, Outbound):
+                self.outbound[key] = record
+            else:
+                self.inbound[key] = record
+
+    @property
+    def ident(self) -> str:
+        """Of the state directory: no other one has it."""
+        return self._journal.ident
 
     def tick(self, now: int) -> None:
         """Write what has to be written by now, and let SAs go on that were near their marks. Raises nothing."""
@@ -225,8 +238,11 @@ class Marks:
         """When :meth:`tick` is due; None: while no SA is kept, and nothing waits, never."""
         return self._look_at if self._senders or self._receivers or self._waiting else None
 
-    def close(self) -> None:
-        """Stop all SAs, write their exact numbers, and let the directory go. No packet may be on its way."""
+    def close(self, *, exact: bool = True) -> None:
+        """Let the directory go. ``exact``: no packet is on its way any more, so the exact numbers can be written."""
+        if not exact:
+            self._journal.close()
+            return
         lines = [each.final().line(each.key) for each in self._senders.values()]
         lines += [each.record().line(each.key) for each in self._receivers.values()]
         self._write(self._waiting + lines)

@@ -18,17 +18,17 @@ class PortSas:
         self._fast = fast
         self._rng = rng
 
-    def outbound(self, id: int, params: SaParams) -> AnyOutboundSa:
-        """A new SA for packets that leave."""
+    def outbound(self, id: int, params: SaParams, *, frozen: bool = False) -> AnyOutboundSa:
+        """A new SA for packets that leave. ``frozen``: it waits for ``restore``."""
         if self._fast is not None and self._fast.takes(id, params):
-            return self._fast.outbound(id, params, self._rng)
-        return OutboundSa(params, self._rng)
+            return self._fast.outbound(id, params, self._rng, frozen=frozen)
+        return OutboundSa(params, self._rng, frozen=frozen)
 
-    def inbound(self, id: int, params: SaParams) -> AnyInboundSa:
-        """A new SA for packets that arrive."""
+    def inbound(self, id: int, params: SaParams, *, frozen: bool = False) -> AnyInboundSa:
+        """A new SA for packets that arrive. ``frozen``: it waits for ``restore``."""
         if self._fast is not None and self._fast.takes(id, params):
-            return self._fast.inbound(id, params)
-        return InboundSa(params)
+            return self._fast.inbound(id, params, frozen=frozen)
+        return InboundSa(params, frozen=frozen)
 
     def protect(self, sa: AnyOutboundSa, packet: bytes, mtu: int) -> bytes:
         """:func:`virtio_ipsec.ipsec.process.outbound`, with the same refusals."""

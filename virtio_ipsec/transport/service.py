@@ -1,6 +1,6 @@
 """A service: ports behind vhost-user sockets, until somebody says stop.
 
-Each port has threads of its own; what is common to them (signals) lives in the thread that
+Each port has threads of its own; what is common to them (signals, the control socket, metrics) lives in the thread that
 calls :meth:`Service.run`, which must be the main one.
 """
 
@@ -14,7 +14,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import monotonic
 from types import TracebackType
 from typing import Any
@@ -25,8 +25,8 @@ from virtio_ipsec.errors import TransportError, VirtioIpsecError
 from virtio_ipsec.fastpath import native
 from virtio_ipsec.policy.operator import OperatorPort
 from virtio_ipsec.transport.loop import Loop
+from virtio_ipsec.transport.management import Management, ManagementSettings
 from virtio_ipsec.transport.notify import notify
-from virtio_ipsec.transport.operator_sas import PortSas
 from virtio_ipsec.transport.port import ServedPort
 from virtio_ipsec.transport.service_plan import PortPlan, wire_port
 from virtio_ipsec.transport.uplink import Uplink, open_uplink
@@ -48,31 +48,34 @@ class Settings:
     engine: str = "auto"
     client: bool = False
     socket_mode: int = 0o600
+    management: ManagementSettings = field(default_factory=ManagementSettings)
 
 
 class RunningPort:
     """A port with its back-end and its control thread."""
 
-    def __init__(self, plan: PortPlan, uplink: Uplink, settings: Settings) -> None:
+    def __init__(self, plan: PortPlan, uplink: Uplink, settings: Settings, management: Management) -> None:
         """Owns ``uplink`` from here on. ConfigError and TransportError when it cannot be."""
         self.plan = plan
         self.uplink = uplink
         with ExitStack() as undo:
             undo.callback(uplink.close)
             self.fast = fast_path(settings.engine, os.urandom)
-            self.operator = self._operator(self.fast)
+            self.operator = self._operator(self.fast, management)
             device = Device(plan.device_config(), os.urandom, self.fast)
             self.port = ServedPort(device, uplink, self.operator, name=plan.name)
             undo.pop_all()
             undo.callback(self.port.close)
             self.backend = Backend(self.port, plan.socket, client=settings.client, mode=settings.socket_mode)
             undo.pop_all()
+        dialect, port = plan.config.dialect, self.port
+        management.add(plan.name, dialect, port.lock, port.counters, self.operator)
         self._thread = threading.Thread(target=self.port.loop.run, name=f"{plan.name}-control", daemon=True)
 
-    def _operator(self, fast: FastPath | None) -> OperatorPort | None:
+    def _operator(self, fast: FastPath | None, management: Management) -> OperatorPort | None:
         if not self.plan.by_operator:
             return None
-        return OperatorPort(self.plan.config, PortSas(fast, os.urandom), os.urandom)
+        return OperatorPort(self.plan.config, management.sas(self.plan.name, fast), os.urandom)
 
     @property
     def engine(self) -> str:
@@ -132,6 +135,7 @@ class Service:
         self.loop = Loop()
         self.ports: list[RunningPort] = []
         self._stopped = False
+        self._management = Management(settings.management, self.loop)
         # A core would hold the keys.
         resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
         try:
@@ -144,15 +148,15 @@ class Service:
     def _open(self, plan: PortPlan, settings: Settings) -> None:
         kind, _, path = plan.uplink.partition(":")
         if kind != "vhost-user":
-            self.ports.append(RunningPort(plan, open_uplink(plan.uplink), settings))
+            self.ports.append(RunningPort(plan, open_uplink(plan.uplink), settings, self._management))
             return
         near, far = crossed(plan.uplink, f"port {plan.name}")
         try:
-            self.ports.append(RunningPort(plan, near, settings))
+            self.ports.append(RunningPort(plan, near, settings, self._management))
         except BaseException:
             far.close()
             raise
-        self.ports.append(RunningPort(wire_port(plan, path), far, settings))
+        self.ports.append(RunningPort(wire_port(plan, path), far, settings, self._management))
 
     def __enter__(self) -> Service:
         return self
@@ -167,6 +171,7 @@ class Service:
         with self._signals():
             if not native.available():
                 _log.warning("packets run on the Python path: %s", native.why_not())
+            self._management.start()
             for port in self.ports:
                 port.start()
                 _log.info("serving", extra={"fields": port.description()})
@@ -187,12 +192,14 @@ class Service:
             return
         self._stopped = True
         stuck: list[VirtioIpsecError] = []
+        self._management.stop()
         until = monotonic() + STOP_WITHIN
         for port in self.ports:
             try:
                 port.stop(until)
             except VirtioIpsecError as error:
                 stuck.append(error)
+        self._management.close(orderly=not stuck)
         self.loop.close()
         if stuck:
             raise stuck[0]
