@@ -52,7 +52,7 @@ class Stage:
         logging.disable(logging.CRITICAL)
         self.path = os.path.join(tempfile.mkdtemp(prefix="fuzz-"), "port.sock")
         self.bench = Bench(start=False)
-        self.backend = Backend(self.bench.port, self.path)
+        self.backend = Backend(self.bench.port, self.path, penalty=0)
         self.neighbour, self.victim = Bench(), Bench(start=False)
         self.runs = 0
         reader, writer = os.pipe()
@@ -144,7 +144,14 @@ def conversation(rng: random.Random) -> bytes:
     said = attach(rng)
     for _ in range(rng.randrange(6)):
         request = rng.choice(REQUESTS)
-        payload = rng.choice((b"", struct.pack("<Q", rng.getrandbits(64) >> rng.randrange(64)), struct.pack("<II", rng.randrange(6), rng.randrange(3)), struct.pack("<III", 0, 8, 0) + bytes(8)))  # fmt: skip
+        payload = rng.choice(
+            (
+                b"",
+                struct.pack("<Q", rng.getrandbits(64) >> rng.randrange(64)),
+                struct.pack("<II", rng.randrange(6), rng.randrange(3)),
+                struct.pack("<III", 0, 8, 0) + bytes(8),
+            )
+        )
         said.insert(
             rng.randrange(len(said) + 1), record(request, payload, rng.randbytes(rng.choice((0, 0, 1, 2))))
         )
