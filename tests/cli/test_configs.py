@@ -31,11 +31,15 @@ salt = "a0a1a2a3"
 
 @pytest.mark.parametrize(("port", "sa"), [("[port]", "[[sa]]"), ("[[port]]", "[[port.sa]]")])
 @pytest.mark.parametrize("mode", [0o644, 0o640, 0o620, 0o602])
-def test_a_file_with_keys_that_others_may_open_is_refused(tmp_path: Path, port: str, sa: str, mode: int) -> None:
+def test_a_file_with_keys_that_others_may_open_is_refused(
+    tmp_path: Path, port: str, sa: str, mode: int
+) -> None:
     path = tmp_path / "port.toml"
     path.write_text(config(f'key = "{KEY}"', port, sa))
     path.chmod(mode)
-    with pytest.raises(ConfigError, match="holds keys, and other users may read or write it: chmod 600") as refused:
+    with pytest.raises(
+        ConfigError, match="holds keys, and other users may read or write it: chmod 600"
+    ) as refused:
         read_ports(str(path))
     assert KEY not in str(refused.value)
     path.chmod(0o600)

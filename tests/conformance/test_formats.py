@@ -13,6 +13,7 @@ import jsonschema
 import pytest
 
 from virtio_ipsec.cli.main import main
+from virtio_ipsec.conformance.case import load_cases
 from virtio_ipsec.conformance.hexdiff import hex_diff
 from virtio_ipsec.conformance.reports import diff, master
 from virtio_ipsec.conformance.reports.junit import to_junit
@@ -274,3 +275,19 @@ def test_a_difference_of_octets_is_shown_where_it_is() -> None:
     )
     assert hex_diff(bytes(1024), b"\1" * 1024, most=2)[-1] == "  and 62 more rows of 16 octets differ"
     assert hex_diff(b"", b"x")[0] == "0 octets wanted, 1 found"
+
+
+def test_every_case_has_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pages = tmp_path / "pages"
+    assert main(["conformance", "explain", "--out", str(pages)]) == 0
+    names = {case.id for case in load_cases()}
+    assert {path.stem for path in pages.iterdir()} == names | {"README"}
+    assert all(f"({name}.md)" in (pages / "README.md").read_text() for name in names)
+    capsys.readouterr()
+    assert main(["conformance", "explain", "INF-23"]) == 0
+    text = capsys.readouterr().out
+    assert "# ipsec-option-dscp" in text
+    assert "**INF-23** (INFO, device; " in text
+    assert "no wire" in text
+    assert main(["conformance", "explain", "no-such-case"]) == 2
+    assert main(["conformance", "explain"]) == 2

@@ -376,7 +376,9 @@ class Rivalry:
             window = self.draw.randrange(0, 4097)
             state = dataclasses.replace(
                 state,
-                sequence=max(0, min(2**64 - 1, state.sequence + self.draw.choice((-1, 0, 1, 70, 5000, 2**32)))),
+                sequence=max(
+                    0, min(2**64 - 1, state.sequence + self.draw.choice((-1, 0, 1, 70, 5000, 2**32)))
+                ),
                 packets=state.packets + self.draw.randrange(3),
                 bytes=max(0, state.bytes + self.draw.randrange(-9, 9)),
                 iv_base=state.iv_base ^ (self.draw.random() < 0.1),

@@ -3,8 +3,9 @@
 Exit code 0: at least one case ran and no MUST failed. 1: a MUST failed, could not be judged, or the device
 hung. 2: usage, or nothing selected. 3: the target cannot be reached.
 
-`conformance show REPORT.json` makes the other formats from a report of an earlier run; `conformance diff A.json
-B.json` shows what changed between two runs and exits with 1 when a case fails that did not fail before.
+`conformance show REPORT.json` makes the other formats from a report of an earlier run; `conformance explain CASE` says
+what a case does and demands; `conformance diff A.json B.json` shows what changed between two runs and exits with 1
+when a case fails that did not fail before.
 
 examples:
   virtio-ipsec conformance
@@ -12,6 +13,7 @@ examples:
   virtio-ipsec conformance --target nic.toml --junit report.xml --jobs 2
   virtio-ipsec conformance --dialect rfc-2025-01 --list
   virtio-ipsec conformance show report.json --html report.html
+  virtio-ipsec conformance explain ipsec-option-dscp
   virtio-ipsec conformance diff firmware-1.json firmware-2.json
 """
 
@@ -28,8 +30,9 @@ from typing import TextIO
 
 from virtio_ipsec.cli.exits import DONE, FINDING
 from virtio_ipsec.conformance import bed, supervisor
-from virtio_ipsec.conformance.case import Case
+from virtio_ipsec.conformance.case import Case, load_cases
 from virtio_ipsec.conformance.reports import diff, master
+from virtio_ipsec.conformance.reports.cases import case_index, case_page
 from virtio_ipsec.conformance.reports.junit import to_junit
 from virtio_ipsec.conformance.reports.page import to_html
 from virtio_ipsec.conformance.reports.text import (
@@ -99,11 +102,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     _add_formats(parser)
     parser.add_argument("--verbose", action="store_true", help="print every case")
-    actions = parser.add_subparsers(dest="action", metavar="[show|diff]")
+    actions = parser.add_subparsers(dest="action", metavar="[show|explain|diff]")
     show = actions.add_parser("show", help="other formats of an earlier report", allow_abbrev=False)
     show.add_argument("report", type=Path, metavar="REPORT.json")
     _add_formats(show)
     show.set_defaults(run=_show)
+    explanation = actions.add_parser("explain", help="what a case does and demands", allow_abbrev=False)
+    explanation.add_argument("name", nargs="?", metavar="CASE", help="a case, or a clause for all its cases")
+    explanation.add_argument("--out", type=Path, metavar="DIR", help="write a page for each case into DIR")
+    explanation.set_defaults(run=_explain)
     changes = actions.add_parser("diff", help="what changed between two runs", allow_abbrev=False)
     changes.add_argument("before", type=Path, metavar="A.json")
     changes.add_argument("after", type=Path, metavar="B.json")
@@ -171,6 +178,25 @@ def _show(arguments: argparse.Namespace) -> int:
     report = master.read(arguments.report)
     print(_summary(report, partial=False), file=_write_all(report, files))
     return DONE if report.passed else FINDING
+
+
+def _explain(arguments: argparse.Namespace) -> int:
+    every = load_cases()
+    named = [case for case in every if arguments.name in (None, case.id, *case.clauses)]
+    if not named or (arguments.name is None and arguments.out is None):
+        asked = (
+            "name one, or give --out" if arguments.name is None else f"no case or clause {arguments.name!r}"
+        )
+        raise ConfigError(f"{asked}; see virtio-ipsec conformance --list")
+    if arguments.out is None:
+        print("\n".join(map(case_page, named)), end="")
+        return DONE
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    for case in named:
+        (arguments.out / f"{case.id}.md").write_text(case_page(case), encoding="utf-8")
+    (arguments.out / "README.md").write_text(case_index(named), encoding="utf-8")
+    print(f"{len(named)} pages in {arguments.out}")
+    return DONE
 
 
 def _diff(arguments: argparse.Namespace) -> int:

@@ -20,7 +20,9 @@ class SharedMemory(GuestMemory):
         ffi, lib = native.extension()
         self.check(address, length)
         found = bytearray(length)
-        if length and lib.vipsec_memory_read(fast_memory(self).handle, address, ffi.from_buffer(found), length):
+        if length and lib.vipsec_memory_read(
+            fast_memory(self).handle, address, ffi.from_buffer(found), length
+        ):
             raise MemoryAccessError(f"{address:#x} ({length} bytes) has vanished")
         return bytes(found)
 

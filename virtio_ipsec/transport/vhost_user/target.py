@@ -35,7 +35,9 @@ class VhostUserTarget(VhostUserLink):
     def details(self) -> Mapping[str, str]:
         """What was agreed with the back-end."""
         agreed = [each.name.lower() for each in ProtocolFeature if self.protocol_features >> each & 1]
-        bound = "acknowledged" if self.has_binding else "not offered: feature bits below 64, no administration"
+        bound = (
+            "acknowledged" if self.has_binding else "not offered: feature bits below 64, no administration"
+        )
         return {"protocol features": " ".join(agreed), "IPsec binding": bound}
 
     def reset(self) -> None:
