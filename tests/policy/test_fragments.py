@@ -227,6 +227,17 @@ def test_the_oldest_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [made.add(each, NOW) is not None for each in rest] == [True, True, False]
 
 
+def test_octets_in_the_making_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reassembly, "MAX_OCTETS", 100)
+    made = Reassembler()
+    for number in range(9):
+        made.add(part(bytes(IP(id=number, flags="MF") / Raw(bytes(40)))), NOW)
+    assert (made.octets, made.evicted) == (80, 7)
+    monkeypatch.setattr(reassembly, "MAX_OCTETS", 20)  # one datagram may be in the making in any case
+    made.add(part(bytes(IP(id=9, flags="MF") / Raw(bytes(40)))), NOW)
+    assert (len(made), made.octets) == (1, 40)
+
+
 def test_fragments_of_different_contexts_and_datagrams_are_not_mixed() -> None:
     made = Reassembler()
     first, second = split(four(2000), 1500, 0)

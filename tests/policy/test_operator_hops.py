@@ -36,6 +36,7 @@ from scapy.layers.l2 import ARP, Ether
 from scapy.packet import Packet
 from scapy.utils6 import inet_ntop, inet_pton
 
+from virtio_ipsec.policy import neighbours
 from virtio_ipsec.policy.neighbours import MAX_WAITING_PER_HOP
 from virtio_ipsec.policy.operator import OperatorPort, Output
 
@@ -214,6 +215,12 @@ def test_what_waits_is_bounded_and_leaves_in_order() -> None:
     assert len(out.to_wire) == MAX_WAITING_PER_HOP
     lengths = [Ether(frame)[IP].len for frame in out.to_wire]
     assert lengths == sorted(lengths)
+
+
+def test_when_no_more_can_be_asked_for_the_guest_hears_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbours, "MAX_HOPS", 0)
+    told = one(port(text("a")).from_guest(datagram("a"), NOW).to_guest)
+    assert (told[ICMP].type, told[ICMP].code) == (3, 1)
 
 
 def far(side: str) -> str:

@@ -7,7 +7,7 @@ addresses. What comes out has to be what its SA is for. What comes in the clear 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address
 
 from virtio_ipsec.errors import PacketError, Reason
@@ -173,33 +173,32 @@ class Arrivals:
         if held is None:  # it was taken away meanwhile
             self._state.drop("rx", Reason.UNKNOWN_SA)
             return
-        inner = ip.parse(frame[l3:])
-        self._admit(Arrival(frame[:l3], inner, False, frame), held, inner, source, now, out)
+        try:
+            inner = ip.parse(frame[l3:])
+            self._admit(Arrival(frame[:l3], inner, False, frame), held, inner, source, now, out)
+        except PacketError as error:
+            self._state.drop("rx", error.reason)
 
     def _admit(
         self, arrival: Arrival, held: HeldSa, inner: ip.Packet, source: Address | None, now: int, out: Output
     ) -> None:
-        """What an SA opened comes in if it is what the SA is for (RFC 4301 5.2 step 4)."""
-        decision = self._state.policy.inbound_opened(held.spec.id, inner.data, source)
-        if decision.outcome is Outcome.DROP_SELECTOR:
-            whole = self._whole_inner(held, inner, now)
-            if whole is not None:
-                inner = whole
-                decision = self._state.policy.inbound_opened(held.spec.id, inner.data, source)
+        """What an SA opened comes in if it is what the SA is for (RFC 4301 5.2 step 4).
+
+        Selectors that name ports see whole datagrams (RFC 4301 7.3). Fragments of different SAs are not mixed.
+        """
+        policy = self._state.policy
+        decision = policy.inbound_opened(held.spec.id, inner.data, source)
+        if decision.outcome is Outcome.DROP_SELECTOR and (fragment := read_fragment(inner)) is not None:
+            whole = self.fragments.add(fragment, now, ("sa", held.spec.id))
+            self._state.count("rx", "fragments")
+            if whole is None:
+                return
+            inner, arrival = ip.parse(whole), replace(arrival, frame=None)
+            decision = policy.inbound_opened(held.spec.id, inner.data, source)
         if decision.outcome is not Outcome.BYPASS:
             self._state.drop("rx", decision.outcome)
             return
         self._deliver(arrival, held, inner, out)
-
-    def _whole_inner(self, held: HeldSa, inner: ip.Packet, now: int) -> ip.Packet | None:
-        """The datagram that a fragment out of a tunnel completes: selectors that name ports see whole ones only
-        (RFC 4301 7.3). Fragments of different SAs are not mixed."""
-        try:
-            fragment = read_fragment(inner)
-            whole = self.fragments.add(fragment, now, ("sa", held.spec.id)) if fragment else None
-        except PacketError:
-            return None
-        return ip.parse(whole) if whole is not None else None
 
     def _deliver(self, arrival: Arrival, held: HeldSa, inner: ip.Packet, out: Output) -> None:
         state = self._state

@@ -71,7 +71,9 @@ def describe_flow(flow: Flow, name: str = "") -> dict[str, Any]:
         table["sa"] = flow.sa
     if flow.priority:
         table["priority"] = flow.priority
-    service = next((word for word, what in SERVICES.items() if what == (flow.selectors, flow.ethertypes)), None)
+    service = next(
+        (word for word, what in SERVICES.items() if what == (flow.selectors, flow.ethertypes)), None
+    )
     if service is not None:
         table["service"] = service
         return table
