@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from tools.bench_parts import comparators, plot, targets
+from tools.bench_parts import comparators, plot, targets, vhost
 from tools.bench_parts.cells import Cell, Quiet, ratio
 
 
@@ -80,3 +80,46 @@ def test_the_plot_is_well_formed_and_labels_do_not_collide() -> None:
     heights = sorted(float(e.attrib["y"]) for e in labels)
     assert len(heights) == 6
     assert all(b - a >= 14 for a, b in itertools.pairwise(heights))
+
+
+def vhost_cells(ours: float, theirs: float) -> list[Cell]:
+    """Nanoseconds per packet of `serve` and of testpmd behind the same driver, the same at both sizes."""
+    return [
+        Cell("vhost", engine, work, size, 1, [took, took])
+        for size in vhost.SIZES
+        for engine, work, took in (
+            ("serve", "virtio-user", ours),
+            ("testpmd", "virtio-user", theirs),
+            ("serve", "own driver", ours / 2),
+        )
+    ]
+
+
+def test_a_served_port_is_judged_behind_the_driver_that_the_comparator_has() -> None:
+    program = comparators.Program(["testpmd"], {}, "1")
+    small, large = vhost.judge(vhost_cells(100.0, 60.0), program)
+    assert (small.row, small.reached, small.verdict) == ("6", pytest.approx(0.6), "met")
+    assert (large.row, large.reached) == ("7", pytest.approx(1420 * 8 / 50))
+    assert "20.00 Mpps from our own driver" in small.note
+    assert [row.reached for row in vhost.judge([], None)] == [None, None]
+    assert "testpmd" in vhost.judge([], None)[0].note
+
+
+def test_packets_that_were_lost_or_not_sealed_end_the_measurement() -> None:
+    vhost.check_counts({"tx_frames": 70, "tx_sealed": 70}, 70, "driver")
+    vhost.check_counts({"tx_frames": 70, "tx_protected": 70}, 75, "driver", 5)
+    for counted in (
+        {"tx_frames": 70},
+        {"tx_frames": 70, "tx_sealed": 69},
+        {"tx_frames": 70, "tx_sealed": 70, "tx_refused_overload": 1},
+        {"tx_frames": 71, "tx_sealed": 71},
+        {},
+    ):
+        with pytest.raises(SystemExit, match="driver sent 70"):
+            vhost.check_counts(counted, 70, "driver")
+
+
+def test_frames_of_the_served_port_have_the_size_that_is_told() -> None:
+    assert len(vhost.frame(64)) == 64
+    assert len(vhost.frame(1420)) == 1434
+    assert vhost.frame(1420, 1) != vhost.frame(1420, 2)

@@ -11,6 +11,7 @@ import pytest
 
 from virtio_ipsec.conformance.runner import run, select
 from virtio_ipsec.conformance.target import open_target
+from virtio_ipsec.device.config import DeviceConfig
 from virtio_ipsec.wire.dialect import DIALECTS, Dialect
 
 
@@ -23,7 +24,10 @@ def test_the_whole_suite_against_a_served_port_is_judged_as_on_loopback(dialect:
         expected = {case.id: case.verdict for case in run(embedded, cases, thin=True).cases}
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "virtio_ipsec", "serve", "--socket", f"{folder}/device"]
-        Path(folder, "port.toml").write_text(f'dialect = "{dialect.name}"\n[port]\ncontrol = "guest"\n')
+        pairs = DeviceConfig().max_queue_pairs
+        Path(folder, "port.toml").write_text(
+            f'dialect = "{dialect.name}"\n[port]\ncontrol = "guest"\nqueue_pairs = {pairs}\n'
+        )
         process = subprocess.Popen(
             [*command, "--config", f"{folder}/port.toml", "--uplink", f"unix:{folder}/wire"]
         )

@@ -4,6 +4,8 @@
            offset 14) to another: our engines, OpenSSL EVP, ipsec-mb, `cryptography` from a Python loop
   esp      whole ESP packets in place, tunnel mode: csrc/, the Python rooms, dpdk-test-crypto-perf (cryptography only)
   rings    the same packets from a virtqueue to an uplink, and from the wire into a virtqueue
+  vhost    the same through `virtio-ipsec serve`: testpmd's virtio-user and a driver of our own send, against testpmd's
+           net_vhost, which only takes; driver and back-end on one core each
   admin    SAs created and destroyed through the administration path
   suite    the conformance suite against the embedded device
 
@@ -29,12 +31,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from tools.bench_parts import admin, charts, comparators, esp, kernels, plot, rings, targets
+from tools.bench_parts import admin, charts, comparators, esp, kernels, plot, rings, targets, vhost
 from tools.bench_parts.cells import Cell, Quiet, find, ratio
 from tools.bench_parts.native import OWN, Native, compiler_version
 from tools.bench_parts.targets import Target
 
-PARTS = ("kernels", "esp", "rings", "admin", "suite")
+PARTS = ("kernels", "esp", "rings", "vhost", "admin", "suite")
 SIZES, QUICK_SIZES = (64, 128, 256, 512, 1024, 1420, 8900), (64, 1420, 8900)
 SA_COUNTS, QUICK_SA_COUNTS = (1, 64, 4096, 65536, 1 << 20), (64, 65536)
 WIDTHS = {"aesni": 16, "vaes256": 32, "vaes512": 64}  # bytes that one instruction works on
@@ -143,6 +145,24 @@ def run_esp(
     return cells
 
 
+def run_vhost(
+    given: argparse.Namespace, native: Native, folder: Path, quiet: Quiet, core: int, cores: Sequence[int],
+    results: list[Target],
+) -> list[Cell]:  # fmt: skip
+    others = [each for each in cores if each != core]
+    if not others:
+        results += [row.measured(None, "needs two cores") for row in (targets.VHOST_64, targets.VHOST_1420)]
+        return []
+    made: list[Cell] = []
+    program = comparators.testpmd()
+    print(f"\nvhost-user transmit, AES-128-GCM ESP tunnel, split ring of {vhost.RING}")
+    for group in vhost.measure(native, folder, program, (core, others[0]), given.rounds, quiet):
+        vhost.show(group)
+        made += group
+    results += vhost.judge(made, program)
+    return made
+
+
 def suite() -> Target:
     """The conformance suite as a user starts it: the best of two whole runs, process included."""
     took = []
@@ -192,6 +212,8 @@ def main() -> int:
             for group in rings.measure(native, best, given.sizes, given.rounds, quiet):
                 rings.show(group, cells)
                 cells += group
+        if "vhost" in given.parts:
+            cells += run_vhost(given, native, Path(folder), quiet, core, cores, results)
         if "admin" in given.parts:
             rates = admin.part(given.rounds, quiet)
             results.append(admin.judge(rates))

@@ -1,7 +1,7 @@
 """Where the foreign programs stand that we are compared with, and how they get there (``tools/bench --interop``).
 
 They are unpacked into a private folder below the user's cache, never installed: ipsec-mb 2.x, which is newer than
-what stable distributions carry, and dpdk-test-crypto-perf with the libraries that it loads. Both come from the
+what stable distributions carry, and DPDK's crypto-perf and testpmd with the libraries that they load. All come from the
 package sources that this machine's apt is configured with; for the first one the same sources are asked for another
 suite. A Debian system is needed, root is not.
 """
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SUITES = ("unstable", "testing", "stable")  # newest first
-#: Packages that dpdk-test-crypto-perf may load something from.
+#: Packages that these programs may load something from.
 KEEP = re.compile(r"(dpdk-dev|lib(?!systemd|udev|pam|nss)[^_]*(?<!-dev))_")
 
 
@@ -44,7 +44,7 @@ def ipsec_mb() -> Prefix | None:
 
 @dataclass(frozen=True)
 class Program:
-    """dpdk-test-crypto-perf: how it is called."""
+    """A program of DPDK: how it is called."""
 
     command: Sequence[str]
     environment: Mapping[str, str]
@@ -52,21 +52,34 @@ class Program:
 
 
 def crypto_perf() -> Program | None:
-    """The private copy, else an installed one, else None."""
+    """dpdk-test-crypto-perf with its software AES-GCM device."""
+    return _dpdk("dpdk-test-crypto-perf", "mempool_ring", "crypto_ipsec_mb")
+
+
+def testpmd() -> Program | None:
+    """dpdk-testpmd with both ends of vhost-user."""
+    return _dpdk("dpdk-testpmd", "mempool_ring", "net_vhost", "net_virtio")
+
+
+def _dpdk(name: str, *plugins: str) -> Program | None:
+    """An installed one, else the private copy, else None. Beside an installed DPDK the private one does not run: it
+    loads the drivers that it finds there."""
+    installed = shutil.which(name)
+    if installed:
+        return Program([installed], os.environ, "as installed")
     root = folder() / "dpdk"
-    private = root / "usr" / "bin" / "dpdk-test-crypto-perf"
+    private = root / "usr" / "bin" / name
     version = root / "version"
-    if private.is_file() and version.is_file():
-        libraries = sorted(
-            {str(path.parent) for path in root.glob("**/lib*.so.*") if "dpdk/pmds" not in str(path)}
-        )
-        plugins = [str(path) for name in ("mempool_ring", "crypto_ipsec_mb") for path in root.glob(
-            f"usr/lib/*/librte_{name}.so.*") if path.name.count(".") == 2]  # fmt: skip
-        loads = [word for plugin in plugins for word in ("-d", plugin)]
-        environment = {**os.environ, "LD_LIBRARY_PATH": ":".join(libraries)}
-        return Program([str(private), *loads], environment, version.read_text().strip())
-    installed = shutil.which("dpdk-test-crypto-perf")
-    return Program([installed], os.environ, "as installed") if installed else None
+    if not private.is_file() or not version.is_file():
+        return None
+    libraries = sorted(
+        {str(path.parent) for path in root.glob("**/lib*.so.*") if "dpdk/pmds" not in str(path)}
+    )
+    found = [str(path) for plugin in plugins for path in root.glob(
+        f"usr/lib/*/librte_{plugin}.so.*") if path.name.count(".") == 2]  # fmt: skip
+    loads = [word for plugin in found for word in ("-d", plugin)]
+    environment = {**os.environ, "LD_LIBRARY_PATH": ":".join(libraries)}
+    return Program([str(private), *loads], environment, version.read_text().strip())
 
 
 class Apt:

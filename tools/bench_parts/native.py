@@ -52,6 +52,11 @@ void bench_rings_sample(struct bench_rings *, uint32_t passes, double *out, doub
 uint64_t bench_rings_bad(const struct bench_rings *);
 const uint8_t *bench_rings_sealed(const struct bench_rings *, uint32_t packet);
 uint32_t bench_rings_sealed_len(const struct bench_rings *, uint32_t packet);
+struct bench_feed;
+size_t bench_feed_size(void);
+void bench_feed_init(struct bench_feed *, uint8_t *memory, uint64_t avail, uint64_t used, uint32_t size, int kick);
+uint64_t bench_feed_run(struct bench_feed *, double duration, uint64_t most, double *rate);
+uint64_t bench_feed_bad(const struct bench_feed *);
 """
 
 

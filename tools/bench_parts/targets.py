@@ -64,8 +64,6 @@ TABLE = (
 #: Rows that no part of this program can measure yet.
 ELSEWHERE = {
     ESP_SECGW: "measured apart: ipsec-secgw is not packaged",
-    VHOST_64: "there is no vhost-user backend yet",
-    VHOST_1420: "there is no vhost-user backend yet",
 }
 
 

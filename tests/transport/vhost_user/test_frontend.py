@@ -408,8 +408,8 @@ def test_in_flight_buffers_are_fetched_given_back_and_dropped_with_a_reset(make:
     assert asked == [(0, 0, 4, 256)]
     assert peer.last("SET_INFLIGHT").payload == struct.pack("=QQHH4x", 4096, 0, 4, 1024)
     link.write_status(0)
-    link.enable_queue(0, queue(link))
-    assert len(asked) == 2
+    link.enable_queue(0, queue(link, 512))
+    assert asked[1:] == [(0, 0, 4, 512)]
     none, _ = make(ACK | INFLIGHT, GET_INFLIGHT=lambda _: bytes(24))
     with pytest.raises(TransportError, match="no in-flight buffer"):
         none.enable_queue(0, queue(none))

@@ -87,7 +87,7 @@ class Vrings:
         self._vrings[index] = vring
 
     def _set_up(self, vring: Vring, base: int, *, enable: bool) -> None:
-        self._share_memory()
+        self._share_memory(vring.layout.size)
         tell, index = self._channel.tell, vring.index
         tell(Request.SET_VRING_NUM, VringState(index, vring.layout.size))
         tell(Request.SET_VRING_BASE, VringState(index, base))
@@ -112,7 +112,7 @@ class Vrings:
             ),
         )
 
-    def _share_memory(self) -> None:
+    def _share_memory(self, entries: int) -> None:
         """Once a connection, when the first virtqueue is set up."""
         if not self._is_shared:
             region, fds = self._shared.region, [self._shared.file.fd]
@@ -124,7 +124,7 @@ class Vrings:
             if self._inflight is not None:
                 self._send_inflight(*self._inflight)
         if self._inflight is None and self._channel.has(ProtocolFeature.INFLIGHT_SHMFD):
-            self._get_inflight()
+            self._get_inflight(max(entries, self._size))
 
     def stop(self, index: int) -> int:
         """Stop a virtqueue; where it stopped."""
@@ -143,6 +143,10 @@ class Vrings:
         vring = self._vrings.get(index)
         if vring is not None:
             vring.kick()
+
+    def kick_fd(self, index: int) -> int:
+        """The descriptor that notifies the device, for drivers that are not written in Python."""
+        return self._vrings[index].kick_fd
 
     # All of them.
 
@@ -211,9 +215,9 @@ class Vrings:
 
     # In-flight buffers.
 
-    def _get_inflight(self) -> None:
-        """A new buffer, for every virtqueue at its largest."""
-        wanted = Inflight(0, 0, self._count, self._size)
+    def _get_inflight(self, size: int) -> None:
+        """A new buffer, for every virtqueue with up to ``size`` entries."""
+        wanted = Inflight(0, 0, self._count, size)
         answer, fds = self._channel.ask_with_fds(Request.GET_INFLIGHT_FD, wanted)
         if len(fds) != 1 or not answer.mmap_size:
             close_all(fds)
