@@ -136,8 +136,10 @@ class Service:
         self.ports: list[RunningPort] = []
         self._stopped = False
         self._management = Management(settings.management, self.loop)
-        # A core would hold the keys.
-        resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+        # A core would hold the keys; and each port has a dozen descriptors.
+        for limit, soft in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_NOFILE, None)):
+            hard = resource.getrlimit(limit)[1]
+            resource.setrlimit(limit, (hard if soft is None else soft, hard))
         try:
             for plan in plans:
                 self._open(plan, settings)

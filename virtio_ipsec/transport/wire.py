@@ -33,6 +33,9 @@ class Wired:
     def __init__(self, target: Unwired, uplink: Uplink) -> None:
         self._target = target
         self._uplink = uplink
+        self._poll = select.poll()
+        if (fd := uplink.fileno()) is not None:
+            self._poll.register(fd, select.POLLIN)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._target, name)
@@ -52,8 +55,7 @@ class Wired:
                 return
 
     def _waits(self) -> bool:
-        fd = self._uplink.fileno()
-        return fd is not None and bool(select.select([fd], [], [], 0)[0])
+        return bool(self._poll.poll(0))
 
     def inject(self, frame: bytes) -> None:
         """A frame for the device. TransportError when the wire does not take it."""
