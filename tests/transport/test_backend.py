@@ -8,6 +8,7 @@ import os
 import socket
 import struct
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -28,7 +29,7 @@ PACKED = PLAIN | mask(Feature.F_RING_PACKED)
 def served(features: int = PLAIN, **options: object) -> Iterator[tuple[Bench, Backend, str]]:
     path = say.socket_path()
     bench = Bench(features, start=False, **options)  # type: ignore[arg-type]
-    backend = Backend(bench.port, path)
+    backend = Backend(bench.port, path, penalty=0)
     try:
         yield bench, backend, path
     finally:
@@ -475,3 +476,32 @@ def test_the_channel_of_the_back_end_tells_of_changes() -> None:
         )
         assert size == 0
         ours.close()
+
+
+def test_a_front_end_that_broke_the_protocol_waits_before_it_comes_again() -> None:
+    path = say.socket_path()
+    bench = Bench(start=False)
+    backend = Backend(bench.port, path, penalty=50_000_000)
+    try:
+        front = FrontEnd(bench, path)
+        front.say(99)
+        assert front.is_closed()
+        begin = time.monotonic()
+        again = FrontEnd(bench, path)
+        assert again.ask(say.GET_FEATURES)
+        assert time.monotonic() - begin > 0.04
+        for closed in (front, again):
+            closed.close()
+    finally:
+        backend.close()
+        bench.close()
+        say.remove(path)
+
+
+def test_refusals_do_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    with connected() as (bench, front):
+        front.acknowledge(TYPICAL)
+        for _ in range(40):
+            assert front.state(say.NUM, 99, 1, ack=True) == 1
+        assert bench.port.counters()["refused_messages"] == 40
+        assert sum("refused" in record.message for record in caplog.records) == 10

@@ -82,6 +82,7 @@ class PythonWork:
         arrived = self._source.receive(_LOCKED_BURST) if self._source is not None else []
         with around.lock:
             rings, exchange = around.rings, around.exchange
+            operating = exchange.is_operating
             done, frames = rings.work_off(self._index, _LOCKED_BURST)
             if self.discarded is not None and exchange.is_operating:
                 done += rings.discard(self._index, self.discarded, _LOCKED_BURST)
@@ -93,7 +94,7 @@ class PythonWork:
                 rings.place(received)
             due = rings.take_interrupts()
             around.check_time()
-            halted = done and not exchange.is_operating
+            halted = operating and not exchange.is_operating
         around.ring_bells(due)
         if halted:
             around.changed()

@@ -22,6 +22,8 @@ SPIN = 50_000
 _UNANNOUNCED = 0.0005
 #: Seconds that somebody waits for it to stop before it is set free by force, and how often that is tried.
 _PATIENCE, _TRIES = 0.25, 20
+#: Seconds between two errors.
+_REST = 1.0
 
 
 class Work(Protocol):
@@ -37,7 +39,7 @@ class Work(Protocol):
         """No longer: the thread is awake."""
 
     def failed(self, error: Exception) -> None:
-        """One of the above has raised this. What cannot be done must not be tried again."""
+        """One of the above has raised this."""
 
 
 class Stuck(TransportError):
@@ -111,6 +113,7 @@ class Lane:
 
     def _has_parked(self) -> bool:
         with self._change:
+            self._change.notify_all()
             return self._change.wait_for(lambda: self._is_parked, _PATIENCE)
 
     def _has_ended(self) -> bool:
@@ -134,6 +137,12 @@ class Lane:
                     self._sleep()
             except Exception as error:
                 self.work.failed(error)
+                self._rest()
+
+    def _rest(self) -> None:
+        """What fails once may fail always: not at full speed."""
+        with self._change:
+            self._change.wait_for(lambda: self._wanted or self._ending, _REST)
 
     def _park(self) -> None:
         with self._change:

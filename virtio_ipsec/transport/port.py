@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from virtio_ipsec.device.device import Device
 from virtio_ipsec.errors import ConfigError, DeviceStateError, RingError
+from virtio_ipsec.fastpath import native
 from virtio_ipsec.fastpath.rings import FastDeviceQueue, fast_memory
 from virtio_ipsec.ring.base import DeviceQueue
 from virtio_ipsec.ring.memory import GuestMemory
@@ -142,16 +143,16 @@ class ServedPort:
         """The dirty log: stores into guest memory are noted there from now on. Those into rings as their places say."""
         with self._all_parked():
             self._log_view = view
-            if view is not None or self._shares():
+            if native.available():
                 fast_memory(self._memory).set_log(view)
 
     def set_queue_log(self, index: int, used: int | None) -> None:
         """Where a queue's device area counts as lying in the dirty log; None: it is not logged."""
         slot = self._slots[index]
-        if slot.place is not None and slot.queue is not None and slot.place.log != used:
+        if slot.place is not None and isinstance(slot.queue, FastDeviceQueue) and slot.place.log != used:
             with self._parked(index):
                 slot.place = replace(slot.place, log=used)
-                slot.queue.set_log(used)  # type: ignore[attr-defined]
+                slot.queue.set_log(used)
 
     def set_inflight(self, view: WriteableBuffer | None) -> None:
         """What the in-flight regions of queues lie in; before those are started that have one."""
@@ -362,9 +363,6 @@ class ServedPort:
         """Whether it is a receive or transmit queue, as things are negotiated."""
         return index < min(self._around.rings.control_queue_index, self._around.rings.admin_queue_index)
 
-    def _shares(self) -> bool:
-        return any(slot.queue is not None for slot in self._slots)
-
     def _share(self) -> None:
         """Let C know what belongs to the memory."""
         if self._log_view is not None:
@@ -504,7 +502,14 @@ class ServedPort:
             self._timer = None
         if due is not None and self._timer is None:
             self._timer = due, self.loop.at(due, self._tick)
+        self._tell_broken()
         self.on_change()
+
+    def _tell_broken(self) -> None:
+        """The eventfds of broken rings in Python; csrc/ rings those of its own."""
+        for slot in self._slots:
+            if slot.queue is not None and slot.queue.broken and not isinstance(slot.queue, FastDeviceQueue):
+                slot.err.ring()
 
     def _tick(self) -> None:
         self._timer = None

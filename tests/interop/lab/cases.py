@@ -32,15 +32,15 @@ class Algorithm:
     auth: int = 0
 
 
-GCM128 = Algorithm("aes-gcm-16", "aead 'rfc4106(gcm(aes))' {key} 128")
-GCM192 = Algorithm("aes-gcm-16", "aead 'rfc4106(gcm(aes))' {key} 128", key=24)
-GCM256 = Algorithm("aes-gcm-16", "aead 'rfc4106(gcm(aes))' {key} 128", key=32)
-CHACHA = Algorithm("chacha20-poly1305", "aead 'rfc7539esp(chacha20,poly1305)' {key} 128", key=32)
-CCM = Algorithm("aes-ccm-16", "aead 'rfc4309(ccm(aes))' {key} 128", salt=3)
-GMAC = Algorithm("aes-gmac", "aead 'rfc4543(gcm(aes))' {salted} 128", key=0, auth=16)
-_SHA256 = "auth-trunc 'hmac(sha256)' {auth} 128"
-CBC = Algorithm("aes-cbc+hmac-sha2-256-128", f"enc 'cbc(aes)' {{key}} {_SHA256}", salt=0, auth=32)
-CTR = Algorithm("aes-ctr+hmac-sha2-256-128", f"enc 'rfc3686(ctr(aes))' {{key}} {_SHA256}", auth=32)
+GCM128 = Algorithm("aes-gcm-16", "aead rfc4106(gcm(aes)) {key} 128")
+GCM192 = Algorithm("aes-gcm-16", "aead rfc4106(gcm(aes)) {key} 128", key=24)
+GCM256 = Algorithm("aes-gcm-16", "aead rfc4106(gcm(aes)) {key} 128", key=32)
+CHACHA = Algorithm("chacha20-poly1305", "aead rfc7539esp(chacha20,poly1305) {key} 128", key=32)
+CCM = Algorithm("aes-ccm-16", "aead rfc4309(ccm(aes)) {key} 128", salt=3)
+GMAC = Algorithm("aes-gmac", "aead rfc4543(gcm(aes)) {salted} 128", key=0, auth=16)
+_SHA256 = "auth-trunc hmac(sha256) {auth} 128"
+CBC = Algorithm("aes-cbc+hmac-sha2-256-128", f"enc cbc(aes) {{key}} {_SHA256}", salt=0, auth=32)
+CTR = Algorithm("aes-ctr+hmac-sha2-256-128", f"enc rfc3686(ctr(aes)) {{key}} {_SHA256}", auth=32)
 # By default Linux aligns AH to 8 octets, in IPv4 too; RFC 4302 2.2 wants 4 there.
 AH_SHA256 = Algorithm("hmac-sha2-256-128", f"{_SHA256} flag align4", key=0, salt=0, auth=32)
 
@@ -66,7 +66,8 @@ class Case:
     def addresses(self) -> tuple[str, str]:
         """Guest A's address and guest B's, of the packets that the case protects."""
         if self.inner == 4:
-            return f"10.{99 - self.tunnel}.{self.number}.1", f"10.{99 - self.tunnel}.{self.number}.2"
+            net = f"10.{(99 if not self.tunnel else 98) + self.number // 250 * 2}.{self.number % 250}"
+            return f"{net}.1", f"{net}.2"
         return f"fd{99 - self.tunnel}:{self.number}::1", f"fd{99 - self.tunnel}:{self.number}::2"
 
     @property
@@ -75,12 +76,17 @@ class Case:
         return UNDERLAY[self.outer] if self.tunnel else self.addresses
 
     @property
+    def host_bits(self) -> int:
+        """Prefix length of one inner address."""
+        return 32 if self.inner == 4 else 128
+
+    @property
     def outbound_spi(self) -> int:
-        return 0x1000 + self.number
+        return 0x10000 + self.number
 
     @property
     def inbound_spi(self) -> int:
-        return 0x2000 + self.number
+        return 0x20000 + self.number
 
     def secrets(self, direction: str) -> tuple[bytes, bytes, bytes]:
         """(cipher key, authentication key, salt)."""
@@ -119,11 +125,11 @@ CASES = (
 
 #: What no packet of may be seen in the clear.
 PROTECTED: Sequence[IPv4Network | IPv6Network] = tuple(
-    ip_network(f"{end}/{32 if case.inner == 4 else 128}") for case in CASES for end in case.addresses
+    ip_network(f"{end}/{case.host_bits}") for case in CASES for end in case.addresses
 )
 
 
-def configuration(cases: Iterable[Case] = CASES, head: str = "") -> str:
+def configuration(cases: Sequence[Case] = CASES, head: str = "") -> str:
     """Our file: one operator's port, everything protected or dropped but a few named services and PLAIN."""
     parts = [
         f"""
@@ -142,9 +148,14 @@ addresses = [{", ".join(f'"{UNDERLAY[version][0]}/{PREFIX[version]}"' for versio
         ),
         f'[[flow]]\nmatch = {{ src = "{PLAIN[0]}", dst = "{PLAIN[1]}" }}\naction = "bypass"\n',
     ]
-    for case in cases:
-        parts += [_sa(case, "outbound"), _sa(case, "inbound"), _flow(case)]
-    return "\n".join(parts)
+    return "\n".join([*parts, *tables(cases, "sa"), *tables(cases, "flow")])
+
+
+def tables(cases: Iterable[Case], kind: str) -> list[str]:
+    """The ``[[sa]]`` or the ``[[flow]]`` tables of cases."""
+    if kind == "flow":
+        return [_flow(case) for case in cases]
+    return [_sa(case, direction) for case in cases for direction in ("outbound", "inbound")]
 
 
 def _sa(case: Case, direction: str) -> str:
@@ -188,52 +199,54 @@ def _flow(case: Case) -> str:
 def guest_script(cases: Iterable[Case] = CASES) -> str:
     """Guest A: addresses, and our underlay addresses as gateways to what lies behind the tunnels."""
     lines = [
-        "set -e",
-        "ip link set eth0 up",
-        f"ip addr add {PLAIN[0]}/24 dev eth0",
-        f"ip route add {UNDERLAY[4][0]}/32 dev eth0",
-        f"ip -6 route add {UNDERLAY[6][0]}/128 dev eth0",
+        "link set eth0 up",
+        f"addr add {PLAIN[0]}/24 dev eth0",
+        f"route add {UNDERLAY[4][0]}/32 dev eth0",
+        f"route add {UNDERLAY[6][0]}/128 dev eth0",
     ]
     for case in cases:
         local, remote = case.addresses
-        length = 32 if case.inner == 4 else 128
-        family = "" if case.inner == 4 else "-6 "
-        nodad = "" if case.inner == 4 else " nodad"
+        lines.append(_address(case, local))
         if case.tunnel:
-            lines.append(f"ip {family}addr add {local}/{length} dev eth0{nodad}")
-            lines.append(
-                f"ip {family}route add {remote}/{length} via {UNDERLAY[case.inner][0]} dev eth0 src {local}"
-            )
-        else:
-            lines.append(f"ip {family}addr add {local}/{24 if case.inner == 4 else 64} dev eth0{nodad}")
-    return "\n".join([*lines, f"traffic serve {SERVER_PORT} >/tmp/serve.log 2>&1 &"])
+            via = UNDERLAY[case.inner][0]
+            lines.append(f"route add {remote}/{case.host_bits} via {via} dev eth0 src {local}")
+    return _script(lines)
 
 
 def peer_script(cases: Iterable[Case] = CASES) -> str:
     """Guest B: addresses, states and policies."""
-    cases = tuple(cases)
-    lines = ["set -e", "ip link set eth0 up", f"ip addr add {PLAIN[1]}/24 dev eth0"]
+    lines = ["link set eth0 up", f"addr add {PLAIN[1]}/24 dev eth0"]
     for version, (_, address) in UNDERLAY.items():
-        nodad = "" if version == 4 else " nodad"
-        lines.append(
-            f"ip {'-6 ' if version == 6 else ''}addr add {address}/{PREFIX[version]} dev eth0{nodad}"
-        )
-    if any(case.udp for case in cases):
-        lines.append("udpencap 4500 >/tmp/udpencap.log 2>&1 &")
-    for case in cases:
-        lines += _peer_addresses(case) + _states(case) + _policies(case)
-    return "\n".join([*lines, f"traffic serve {SERVER_PORT} >/tmp/serve.log 2>&1 &"])
-
-
-def _peer_addresses(case: Case) -> list[str]:
-    remote, local = case.addresses
-    length, family, nodad = (32, "", "") if case.inner == 4 else (128, "-6 ", " nodad")
-    if not case.tunnel:
-        return [f"ip {family}addr add {local}/{24 if case.inner == 4 else 64} dev eth0{nodad}"]
-    return [
-        f"ip {family}addr add {local}/{length} dev eth0{nodad}",
-        f"ip {family}route add {remote}/{length} dev eth0 src {local}",
+        lines.append(f"addr add {address}/{PREFIX[version]} dev eth0{_NO_DETECTION[version]}")
+    # Neighbour discovery comes before IPsec: what resolves an address cannot be protected with a key for it.
+    lines += [
+        f"xfrm policy add dir {direction} src ::/0 dst ::/0 proto 58 type {kind} priority 1"
+        for kind in (135, 136)
+        for direction in ("in", "out")
     ]
+    for case in cases:
+        remote, local = case.addresses
+        lines.append(_address(case, local))
+        if case.tunnel:
+            lines.append(f"route add {remote}/{case.host_bits} dev eth0 src {local}")
+        lines += _states(case) + _policies(case)
+    return _script(lines, "udpencap 4500 >/tmp/udpencap.log 2>&1 &")
+
+
+#: Duplicate address detection would make an address wait.
+_NO_DETECTION = {4: "", 6: " nodad"}
+
+
+def _address(case: Case, local: str) -> str:
+    length = case.host_bits if case.tunnel else PREFIX[case.inner]
+    return f"addr add {local}/{length} dev eth0{_NO_DETECTION[case.inner]}"
+
+
+def _script(lines: Iterable[str], *more: str) -> str:
+    # One process for all: starting a program takes the guest longer than what the program does.
+    batch = "\n".join(lines)
+    server = f"traffic serve {SERVER_PORT} >/tmp/serve.log 2>&1 &"
+    return "\n".join([*more, server, f"ip -batch - <<'END'\n{batch}\nEND"])
 
 
 def _states(case: Case) -> list[str]:
@@ -245,7 +258,7 @@ def _states(case: Case) -> list[str]:
     ):
         cipher, auth, salt = case.secrets(direction)
         words = [
-            f"ip xfrm state add src {src} dst {dst} proto {'ah' if case.is_ah else 'esp'} spi {spi:#x}",
+            f"xfrm state add src {src} dst {dst} proto {'ah' if case.is_ah else 'esp'} spi {spi:#x}",
             f"reqid {case.number} mode {'tunnel' if case.tunnel else 'transport'} replay-window 64",
         ]
         if case.esn:
@@ -262,7 +275,7 @@ def _states(case: Case) -> list[str]:
 
 def _policies(case: Case) -> list[str]:
     remote, local = case.addresses
-    length = 32 if case.inner == 4 else 128
+    length = case.host_bits
     outer_remote, outer_local = case.ends
     result = []
     for direction, src, dst, outer_src, outer_dst in (
@@ -271,7 +284,7 @@ def _policies(case: Case) -> list[str]:
     ):
         ends = f"src {outer_src} dst {outer_dst} " if case.tunnel else ""
         result.append(
-            f"ip xfrm policy add src {src}/{length} dst {dst}/{length} dir {direction} tmpl {ends}"
+            f"xfrm policy add src {src}/{length} dst {dst}/{length} dir {direction} priority 2 tmpl {ends}"
             f"proto {'ah' if case.is_ah else 'esp'} reqid {case.number} "
             f"mode {'tunnel' if case.tunnel else 'transport'}"
         )

@@ -1,4 +1,4 @@
-"""A virtual machine under QEMU without hardware help, and a command line into it over its second serial port."""
+"""A virtual machine under QEMU without hardware help, and a command line into it over a virtio serial port."""
 
 from __future__ import annotations
 
@@ -53,7 +53,8 @@ class Guest:
             "-accel", "tcg", "-M", "q35,memory-backend=mem0", "-cpu", "max", "-m", str(memory),
             "-object", f"memory-backend-memfd,id=mem0,size={memory}M,share=on",
             "-nodefaults", "-no-reboot", "-display", "none", "-serial", f"file:{self.console}",
-            "-chardev", f"socket,id=cmd,path={path}", "-serial", "chardev:cmd",
+            "-chardev", f"socket,id=cmd,path={path}", "-device", "virtio-serial-pci",
+            "-device", "virtserialport,chardev=cmd,name=command",
             "-qmp", f"unix:{self._qmp_path},server=on,wait=off",
             "-kernel", str(home / kernel), "-initrd", str(home / initrd),
             "-append", "console=ttyS0 quiet panic=-1 random.trust_cpu=on", *network,

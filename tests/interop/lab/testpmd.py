@@ -32,7 +32,7 @@ class TestPmd:
             "dpdk-testpmd", "-l", "0-1", "--no-huge", "-m", "128", "--no-pci", "--no-telemetry",
             "--single-file-segments", "--file-prefix", f"{name}{id(self):x}", "--vdev", device, "--",
             f"--forward-mode={mode}", "--auto-start", "--port-topology=loop", "--total-num-mbufs=4096",
-            "--no-mlockall", f"--rxq={queues}", f"--txq={queues}", "--stats-period=1",
+            "--no-mlockall", "--no-flush-rx", f"--rxq={queues}", f"--txq={queues}", "--stats-period=1",
         ]  # fmt: skip
         if addresses is not None:
             self.command.append(f"--tx-ip={addresses[0]},{addresses[1]}")

@@ -28,9 +28,9 @@ from lab.wire import Wire
 
 from virtio_ipsec.policy.config import parse
 
-#: Octets of the bulk transfers: each way in every case, and in the cases that are measured.
+#: Octets of the transfers: each way in every case, and in those that are measured.
 SMALL, BULK = 1_000_000, 50_000_000
-BULK_CASES = frozenset({1, 4, 10})
+MEASURED = {("send", "transport GCM-128"), ("send", "tunnel GCM-256"), ("fetch", "tunnel GCM-256")}
 
 
 @dataclass
@@ -110,7 +110,7 @@ def ping(machine: Guest, target: str, words: str = "", count: int = 2) -> str:
 
 def transfer(machine: Guest, way: str, target: str, octets: int) -> tuple[str, float]:
     """(what went wrong, seconds) of one TCP transfer whose every octet is compared."""
-    status, output = machine.attempt(f"timeout 120 traffic {way} {target} {SERVER_PORT} {octets}", 130.0)
+    status, output = machine.attempt(f"timeout 200 traffic {way} {target} {SERVER_PORT} {octets}", 210.0)
     found = re.search(r"^ok \d+ in ([\d.]+) s", output, re.MULTILINE)
     if status == 0 and found:
         return "", float(found[1])
@@ -121,7 +121,7 @@ def datagrams(sender: Guest, receiver_address: str, count: int, size: int) -> st
     """What went wrong when numbered datagrams were sent, slowly enough to lose none; empty if nothing."""
     sender.run(f"traffic stream {receiver_address} {SERVER_PORT} {count} {size} 2000")
     time.sleep(0.3)
-    _, output = sender.attempt(f"traffic report {receiver_address} {SERVER_PORT}")
+    _, output = sender.attempt(f"timeout 20 traffic report {receiver_address} {SERVER_PORT}")
     if f"got {count} missing 0 again 0 late 0 bad 0" in output:
         return ""
     return f"{count} datagrams of {size}: {output.strip()[-200:]}"
@@ -132,6 +132,18 @@ def one_case(lab: Lab, case: Case) -> Row:
     row = Row(case.name)
     begin = time.monotonic()
     ours, theirs = case.addresses
+    # Larger than any frame, and first: the guest has not been told of the smaller MTU yet. Transport mode protects
+    # whole datagrams only (RFC 4303 3.3.4), and what leaves a guest larger than its MTU comes in fragments: there the
+    # way in alone is tried.
+    if case.tunnel:
+        if case.inner == 6:
+            # Nobody on the way fragments IPv6: the first of these is lost, and tells the guest of the MTU.
+            lab.guest.attempt(f"ping -c2 -W1 -s 1440 {theirs}")
+        row.faults += filter(
+            None, [ping(lab.guest, theirs, "-s 4000"), datagrams(lab.guest, theirs, 20, 4000)]
+        )
+    row.faults += filter(None, [datagrams(lab.peer, ours, 20, 4000)])
+    row.done.append("fragments" if case.tunnel else "fragments in")
     for machine, target, words in (
         (lab.guest, theirs, ""),
         (lab.peer, ours, ""),
@@ -139,22 +151,13 @@ def one_case(lab: Lab, case: Case) -> Row:
     ):
         row.faults += filter(None, [ping(machine, target, words)])
     row.done.append("ping")
-    if not row.faults:
-        octets = BULK if case.number in BULK_CASES else SMALL
-        for way in ("send", "fetch"):
-            fault, seconds = transfer(lab.guest, way, theirs, octets)
-            row.faults += filter(None, [fault])
-            if octets == BULK and not fault:
-                row.done.append(f"{way} {octets // 1_000_000} MB at {octets / seconds / 1e6:.1f} MB/s")
-        row.done.append("TCP")
-        # Larger than any frame. Transport mode protects whole datagrams only (RFC 4303 3.3.4), and what leaves a
-        # guest larger than its MTU comes in fragments: there the way in alone is tried.
-        if case.tunnel:
-            row.faults += filter(
-                None, [ping(lab.guest, theirs, "-s 4000"), datagrams(lab.guest, theirs, 20, 4000)]
-            )
-        row.faults += filter(None, [datagrams(lab.peer, ours, 20, 4000)])
-        row.done.append("fragments" if case.tunnel else "fragments in")
+    for way in ("send", "fetch"):
+        octets = BULK if (way, case.name) in MEASURED and not row.faults else SMALL
+        fault, seconds = transfer(lab.guest, way, theirs, octets)
+        row.faults += filter(None, [fault])
+        if octets == BULK and not fault:
+            row.done.append(f"{way} {octets // 1_000_000} MB at {octets / seconds / 1e6:.1f} MB/s")
+    row.done.append("TCP")
     row.seconds = time.monotonic() - begin
     return row
 
@@ -165,7 +168,7 @@ def kernel_errors(peer: Guest) -> str:
     return ", ".join(f"{name} {count}" for name, count in found)
 
 
-def judge(table: Table, lab: Lab, octets_seen: Callable[[Report], list[str]] | None = None) -> None:
+def judge(table: Table, lab: Lab) -> None:
     """Add the rows of the wire: every SA seen both ways, nothing twice, nothing in the clear."""
     lab.wire.flush()
     begin = time.monotonic()
@@ -199,9 +202,11 @@ def run(folder: Path, cases: Sequence[Case] = CASES, *, card: str = "vectors=0",
         table.notes.append(f"guests up in {time.monotonic() - begin:.1f} s, Linux {features[-1]}")
         bits = ",".join(str(bit) for bit, char in enumerate(features[0]) if char == "1")
         table.notes.append(f"feature bits that guest A took: {bits}")
+        up = time.monotonic()
         plain = Row("bypass rule, plain")
         plain.faults += filter(None, [ping(lab.guest, PLAIN[1]), ping(lab.peer, PLAIN[0])])
         plain.done.append("ping")
+        plain.seconds = time.monotonic() - up
         add(plain)
         for case in cases:
             add(one_case(lab, case))

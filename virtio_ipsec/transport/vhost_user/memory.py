@@ -16,8 +16,9 @@ from virtio_ipsec.transport.rings import fence
 from virtio_ipsec.transport.vhost_user.messages import MemoryRegion
 
 #: Most regions of a guest.
-MAX_REGIONS = 128
-_LARGEST = 1 << 48
+MAX_REGIONS = 64
+#: Most bytes in one of them: address space is shared with other ports.
+_LARGEST = 1 << 42
 
 
 class Unusable(TransportError):

@@ -50,6 +50,8 @@ from virtio_ipsec.wire.numbers import Feature, Status, has
 _log = logging.getLogger(__name__)
 
 _DONE, _REFUSED = 0, 1
+#: Refusals of one connection that are logged.
+_LOGGED = 10
 _STATUS_BYTE = 0xFF
 
 
@@ -101,6 +103,7 @@ class Session:
         self._buffer: _Buffer | None = None
         self._status = 0
         self._channel: Connection | None = None
+        self._refusals = 0
         #: Descriptors of the message at hand that nobody has taken.
         self._fds: list[int] = []
         port.on_change = self._tell_change
@@ -133,7 +136,7 @@ class Session:
             except (Refused, Unusable, RingError, DeviceStateError, WireError) as error:
                 if kind.answer is not None or not acknowledges:
                     raise TransportError(f"{name}: {error}") from error
-                _log.warning("%s: %s refused: %s", self._port.name, name, str(error))
+                self._count_refusal(name, error)
                 answer = _Answer(_REFUSED)
             if kind.answer is not None or acknowledges:
                 layout = kind.answer or U64
@@ -145,6 +148,12 @@ class Session:
         finally:
             close_all(self._fds)
             self._fds = []
+
+    def _count_refusal(self, name: str, error: Exception) -> None:
+        self._port.count("refused_messages")
+        self._refusals += 1
+        if self._refusals <= _LOGGED:
+            _log.warning("%s: %s refused: %s", self._port.name, name, str(error))
 
     def _known(self, message: Message) -> tuple[str, Kind]:
         name = name_of(message.request)
