@@ -58,7 +58,7 @@ class BackEnd:
         self.published = 0
         self.port = ManagedPort(
             name, spec.dialect, threading.RLock(), self.operator.counters, self.operator, self.sas, self.marks,
-            self._publish, deed,
+            self._publish, self.tick, deed=deed,
         )  # fmt: skip
         self._calls: list[Callable[[], None]] = []
         self.administration = Administration([self.port], self._calls.append)
@@ -92,9 +92,8 @@ class BackEnd:
     def send(self, payload: bytes = b"question") -> list[bytes]:
         """What leaves when the guest sends a datagram."""
         packet = IP(src=HOST[self.side], dst=HOST[OTHER[self.side]]) / UDP(sport=1000, dport=2000) / payload
-        return self.operator.from_guest(
-            bytes(Ether(src=GUEST[self.side], dst="02:00:00:00:0a:fe") / packet), self.now
-        ).to_wire
+        frame = bytes(Ether(src=GUEST[self.side], dst="02:00:00:00:0a:fe") / packet)
+        return self.operator.from_guest(frame, self.now).to_wire
 
     def receive(self, frame: bytes) -> list[bytes]:
         """What the guest gets when a frame arrives."""

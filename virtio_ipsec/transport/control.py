@@ -5,14 +5,14 @@
     > {"id": 1, "method": "sa.list", "port": "green", "params": {"limit": 100}}
     < {"id": 1, "result": {"sas": [...], "more": false}}
     > {"id": 2, "method": "sa.remove", "params": {"direction": "outbound", "id": 7}}
-    < {"id": 2, "error": "outbound sa 7 does not exist"}
+    < {"id": 2, "error": "port green has no outbound sa 7"}
 
 ``id`` comes back as it was sent, ``port`` may be left out where there is one port, ``params`` where there are none.
-Requests of one client are answered in their order; the next one is looked at when the one before has been answered
-and its answer been taken. The socket is for its owner and root: by its mode, and by who is connected to it.
+Requests of one client are carried out in their order, each when the one before has been answered. The socket is for its
+owner and root: by its mode, and by who is connected to it.
 
-Nothing that a client sends or does not take holds up the thread that serves it, or makes it keep more than one
-request and one answer per client.
+Nothing that a client sends or does not take holds up the thread that serves it, or makes it keep more than a request
+and some answers per client.
 """
 
 from __future__ import annotations
@@ -97,12 +97,13 @@ class ControlServer:
         users: Iterable[int] | None = None,
         max_clients: int = MAX_CLIENTS,
     ) -> None:
-        """``after`` is called when a step has answered something. ``users``: user ids that may connect; None: ours and
-        root. TransportError when the socket cannot be made."""
+        """``after`` is called when a step has answered something, before the answers are sent. ``users``: user ids that
+        may connect; None: ours and root. TransportError when the socket cannot be made."""
         self.counts = ControlCounts()
         self._users = frozenset((os.geteuid(), 0) if users is None else users)
         self._handler, self._after, self._most = handler, after, max_clients
         self._clients: dict[int, _Client] = {}
+        self._served: list[_Client] | None = None
         self._listener = Listener(path, backlog=max_clients)
         self._poll = select.epoll()
         self._poll.register(self._listener.socket.fileno(), select.EPOLLIN)
@@ -114,6 +115,7 @@ class ControlServer:
     def step(self, timeout: float = 0) -> None:
         """Do what can be done without waiting; ``timeout``: seconds to wait for the first event."""
         answered = self.counts.requests
+        self._served = []
         for fd, events in self._poll.poll(timeout):
             if fd == self._listener.socket.fileno():
                 self._accept()
@@ -121,6 +123,9 @@ class ControlServer:
                 self._serve(client, events)
         if self.counts.requests != answered:
             self._after()
+        served, self._served = self._served, None
+        for client in served:
+            self._send(client)
 
     def close(self) -> None:
         """Close the socket, and all connections as they are."""
@@ -199,30 +204,35 @@ class ControlServer:
                 self._reply(client, ident, VirtioIpsecError("an internal error, which the log describes"))
             finally:
                 line[:] = bytes(len(line))  # it may have held keys
-        if client.closed:
-            return
         if client.overlong:
             self.counts.refused_requests += 1
             client.put(_line({"id": None, "error": f"a request has at most {MAX_REQUEST} octets"}))
+            client.flush()
             self._drop(client)
-        else:
-            self._poll.modify(client.socket.fileno(), client.wishes)
+        elif self._served is not None:
+            self._served.append(client)
 
     def _reply(self, client: _Client, ident: object, answer: Result | VirtioIpsecError) -> None:
         if isinstance(answer, VirtioIpsecError):
             self.counts.refused_requests += 1
         client.busy = False
+        client.put(_line({"id": ident} | answer_fields(answer)))
+        if self._served is None:
+            self._send(client)
+
+    def _send(self, client: _Client) -> None:
+        """Send what can be sent, and wait for what is wanted next."""
         if client.closed:
             return
         try:
-            client.put(_line({"id": ident} | answer_fields(answer)))
+            client.flush()
             self._poll.modify(client.socket.fileno(), client.wishes)
         except OSError:
             self._drop(client)
 
 
 class _Client:
-    """A connection: at most one unfinished request, at most one answer that was not taken."""
+    """A connection: at most one unfinished request, and answers that were not taken: one, or several small ones."""
 
     def __init__(self, connection: socket.socket, who: str, now: float) -> None:
         self.socket, self.who, self.since = connection, who, now
@@ -233,11 +243,16 @@ class _Client:
 
     @property
     def wishes(self) -> int:
-        """The events to wait for. What was read and not looked at yet is looked at when the answer has been taken, or
-        at once: then the socket counts as writable."""
+        """The events to wait for. What was read and not looked at yet is looked at when answers have been taken, or at
+        once: then the socket counts as writable."""
         more = not self.busy and b"\n" in self._in
-        reads = not self.busy and not self._out and not more
+        reads = not self.busy and not self.is_full and not more
         return (select.EPOLLOUT if self._out or more else 0) | (select.EPOLLIN if reads else 0)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether answers have to be taken before there are more."""
+        return len(self._out) >= _CHUNK
 
     @property
     def overlong(self) -> bool:
@@ -245,7 +260,7 @@ class _Client:
 
     def receive(self) -> bool:
         """Read once; False at the end."""
-        if self.busy or self._out:
+        if self.busy or self.is_full:
             return self.socket.recv(1, socket.MSG_PEEK) != b""  # hung up
         try:
             data = self.socket.recv(_CHUNK)
@@ -257,7 +272,7 @@ class _Client:
 
     def next_line(self) -> bytearray | None:
         """The next request, if it is all there and its turn has come."""
-        if self.busy or self._out or self.closed:
+        if self.busy or self.is_full or self.closed:
             return None
         end = self._in.find(b"\n", self._searched)
         if end < 0 or end > MAX_REQUEST:
@@ -270,11 +285,12 @@ class _Client:
         return line
 
     def put(self, data: bytes) -> None:
-        """Send, and keep what the socket does not take."""
-        self._out += data
-        self.flush()
+        """To be sent at the next :meth:`flush`."""
+        if not self.closed:
+            self._out += data
 
     def flush(self) -> None:
+        """Send what the socket takes."""
         with suppress(BlockingIOError):
             while self._out:
                 del self._out[: self.socket.send(memoryview(self._out)[:_CHUNK])]

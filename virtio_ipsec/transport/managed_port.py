@@ -101,8 +101,8 @@ class Lock(Protocol):
 @dataclass(slots=True)
 class ManagedPort:
     """One port. ``operator`` is None where the driver controls IPsec. ``counters`` takes the lock itself if it needs
-    to; ``changed`` is called, with the lock, when policy has become another one and others have to be told before what
-    was taken away may go."""
+    to. ``publish`` lets all packets that come after it go by the policy as it is now; called with the lock. ``settle``
+    writes the marks that SAs wait for. ``news``: there is something to publish that nobody waits for."""
 
     name: str
     dialect: Dialect
@@ -111,7 +111,9 @@ class ManagedPort:
     operator: OperatorPort | None = None
     sas: OwnedSas | None = None
     marks: Marks | None = None
-    changed: Callable[[], None] = lambda: None
+    publish: Callable[[], None] = lambda: None
+    settle: Callable[[], None] = lambda: None
+    news: bool = False
     deed: Deed = field(default_factory=Deed)
 
     def need_operator(self) -> OperatorPort:
@@ -146,7 +148,7 @@ class ManagedPort:
         operator = self.need_owner()
         with self.lock:
             operator.add_sa(spec)
-            self.changed()
+            self.news = True
 
     def remove_sa(self, *, outbound: bool, id: int) -> None:
         """Take an SA away; its keys are wiped. ConfigError when there is none."""
@@ -155,7 +157,7 @@ class ManagedPort:
             held = self._held(operator, outbound, id)
             operator.remove_sa(id, outbound=outbound)
             self._release(held.spec.params)
-            self.changed()
+            self.news = True
 
     def rekey(self, old: int, outbound: SaSpec, inbound: SaSpec | None) -> None:
         """Make before break: ``inbound`` is opened beside the old ones, then all flows of outbound SA ``old`` go to
@@ -174,17 +176,17 @@ class ManagedPort:
                     operator.remove_sa(inbound.id, outbound=False)
                     self._release(inbound.params)
                 raise
-            self.changed()
+            self.publish()
             operator.remove_sa(old, outbound=True)
             self._release(held.spec.params)
-            self.changed()
+            self.news = True
 
     def add_flow(self, flow: Flow) -> str:
         """Returns its name. ConfigError as of :meth:`OperatorPort.add_flow`."""
         operator = self.need_owner()
         with self.lock:
             name = operator.add_flow(flow)
-            self.changed()
+            self.news = True
         return name
 
     def remove_flow(self, name: str) -> None:
@@ -195,7 +197,7 @@ class ManagedPort:
                 operator.remove_flow(name)
             except KeyError:
                 raise ConfigError("there is no flow of that name") from None
-            self.changed()
+            self.news = True
 
     # -- who owns them
 
@@ -212,6 +214,7 @@ class ManagedPort:
         with self.lock:
             plans = [(held, sas.plan(held.spec.params, _engine(held))) for held in operator.sas]
             self._own(deed, plans)
+        self.settle()
 
     def give_up(self, deed: Deed) -> None:
         """Somebody else owns them now: they are taken away and their keys are wiped."""
@@ -225,7 +228,7 @@ class ManagedPort:
         with self.lock:
             for held in operator.sas:
                 operator.remove_sa(held.spec.id, outbound=held.spec.outbound)
-            self.changed()
+            self.publish()
 
     def take_over(self, deed: Deed, sas: Iterable[tuple[SaSpec, SaState]], flows: Mapping[str, Flow]) -> None:
         """Own these SAs and flows, and no others, from now on. ConfigError, and nothing is changed.
@@ -251,7 +254,7 @@ class ManagedPort:
                     self._exchange(*before)
                 raise
             finally:
-                self.changed()
+                self.publish()
 
     def enter(self, deed: Deed) -> None:
         """Remember who owns the SAs; StateError if that cannot be written down."""

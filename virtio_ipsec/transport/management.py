@@ -43,6 +43,7 @@ class Management:
         """Opens the state directory. StateError."""
         self.ports: list[ManagedPort] = []
         self._settings, self._loop = settings, loop
+        self._wake: dict[str, Callable[[], None]] = {}
         self._deeds: dict[str, tuple[Deed, OwnedSas]] = {}
         self._server: ControlServer | None = None
         self._metrics: MetricsServer | None = None
@@ -65,12 +66,14 @@ class Management:
         lock: Lock,
         counters: Callable[[], Mapping[str, int]],
         operator: OperatorPort | None,
-        changed: Callable[[], None] = lambda: None,
+        publish: Callable[[], None],
+        wake: Callable[[], None],
     ) -> ManagedPort:
-        """A port to be managed; see :class:`ManagedPort`."""
+        """A port to be managed; see :class:`ManagedPort`. ``wake`` makes its own thread publish what is new."""
         deed, sas = self._deeds.get(name, (Deed(), None))
-        port = ManagedPort(name, dialect, lock, counters, operator, sas, self.marks, changed, deed)
+        port = ManagedPort(name, dialect, lock, counters, operator, sas, self.marks, publish, self._tick, deed=deed)
         self.ports.append(port)
+        self._wake[name] = wake
         if not deed.owner_is_here:
             _log.warning("port %s: %s", name, deed.owner)
         return port
@@ -80,7 +83,7 @@ class Management:
         self._tick()
         if self._settings.control:
             self._administration = Administration(self.ports, self._loop.call)
-            self._server = ControlServer(self._settings.control, self._administration, after=self._tick)
+            self._server = ControlServer(self._settings.control, self._administration, after=self._answered)
             self._loop.add(self._server.fileno(), self._server.step)
         if self._settings.metrics:
             self._metrics = MetricsServer(self._settings.metrics, lambda: metrics_text(self.ports))
@@ -106,6 +109,14 @@ class Management:
         if self.marks is not None:
             self.marks.close(exact=orderly)
             self.marks = None
+
+    def _answered(self) -> None:
+        """Some requests have been answered."""
+        for port in self.ports:
+            if port.news:
+                port.news = False
+                self._wake[port.name]()
+        self._tick()
 
     def _tick(self) -> None:
         if self.marks is None:

@@ -69,7 +69,10 @@ class RunningPort:
             self.backend = Backend(self.port, plan.socket, client=settings.client, mode=settings.socket_mode)
             undo.pop_all()
         dialect, port = plan.config.dialect, self.port
-        management.add(plan.name, dialect, port.lock, port.counters, self.operator)
+        management.add(
+            plan.name, dialect, port.lock, port.counters, self.operator, port.publish,
+            lambda: port.loop.call(lambda: None),
+        )  # fmt: skip
         self._thread = threading.Thread(target=self.port.loop.run, name=f"{plan.name}-control", daemon=True)
 
     def _operator(self, fast: FastPath | None, management: Management) -> OperatorPort | None:
