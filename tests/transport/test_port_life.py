@@ -12,9 +12,10 @@ import pytest
 from served import BASE, PLAIN, QUEUE, SIZE, Bench, shared
 from test_port import frame
 
-from virtio_ipsec.errors import TransportError
+from virtio_ipsec.errors import ConfigError, TransportError
 from virtio_ipsec.ring.memory import Allocator
 from virtio_ipsec.transport import lane
+from virtio_ipsec.transport.port import ServedPort
 from virtio_ipsec.transport.rings import QueuePlace
 from virtio_ipsec.wire.numbers import Feature, Status, mask
 
@@ -214,6 +215,38 @@ def test_the_control_queue_works_in_the_control_thread() -> None:
         assert bench.guest.memory.read(answer.addr, 1) == b"\0"
         assert bench.port.device.context.steering.queue_pairs == 2
         assert bench.guest.called(4)
+    finally:
+        bench.close()
+
+
+def test_a_control_queue_that_announces_nothing_is_looked_at() -> None:
+    bench = Bench(CONTROLLED)
+    try:
+        bench.start(4)
+        bench.port.set_kick(4, None)
+        answer = bench.guest.command(4, b"\x04\x00" + struct.pack("<H", 2), 1)
+        bench.until(lambda: bool(bench.guest.drivers[4].poll()))
+        assert bench.guest.memory.read(answer.addr, 1) == b"\0"
+    finally:
+        bench.close()
+
+
+def test_more_commands_than_a_portion_are_all_run() -> None:
+    bench = Bench(CONTROLLED)
+    try:
+        bench.start(4)
+        for _ in range(30):
+            bench.guest.command(4, b"\x04\x00" + struct.pack("<H", 2), 1)
+        bench.until(lambda: not bench.guest.drivers[4].poll() and not bench.guest.drivers[4]._outstanding)
+    finally:
+        bench.close()
+
+
+def test_a_device_that_offers_ipsec_is_not_the_operators() -> None:
+    bench = Bench(start=False)
+    try:
+        with pytest.raises(ConfigError, match="ADMIN_VQ"):
+            ServedPort(bench.port.device, bench.uplink, object())  # type: ignore[arg-type]
     finally:
         bench.close()
 

@@ -11,10 +11,12 @@ from typing import Protocol
 from virtio_ipsec.device.config import DeviceConfig
 from virtio_ipsec.device.device import Device
 from virtio_ipsec.device.state import DataPlaneContext, Received
+from virtio_ipsec.errors import ConfigError
 from virtio_ipsec.fastpath.pipeline import RxState
 from virtio_ipsec.policy.operator import Snapshot
 from virtio_ipsec.policy.sas import HeldSa
 from virtio_ipsec.policy.tables import Address
+from virtio_ipsec.wire.numbers import Feature, mask
 
 
 class Verdict(Protocol):
@@ -149,3 +151,11 @@ class Exchange:
     def _keep_for_guest(self, verdict: Verdict) -> None:
         for frame in verdict.to_guest:
             self.to_guest += self.device.receive(frame)
+
+
+def check_features(offered: int) -> None:
+    """ConfigError when a port that an operator controls would offer IPsec to the driver."""
+    if offered & mask(Feature.F_ADMIN_VQ, Feature.NET_F_IPSEC, Feature.NET_F_OUT_NET_HEADER):
+        raise ConfigError(
+            "a port that the operator controls offers neither ADMIN_VQ nor IPSEC nor OUT_NET_HEADER"
+        )

@@ -9,29 +9,29 @@ from __future__ import annotations
 
 import logging
 import os
-import select
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from time import monotonic_ns
 from typing import TYPE_CHECKING
 
 from virtio_ipsec.device.device import Device
-from virtio_ipsec.errors import ConfigError, DeviceStateError, RingError
+from virtio_ipsec.errors import DeviceStateError, RingError
 from virtio_ipsec.fastpath import native
 from virtio_ipsec.fastpath.rings import FastDeviceQueue, fast_memory
 from virtio_ipsec.ring.base import DeviceQueue
 from virtio_ipsec.ring.memory import GuestMemory
 from virtio_ipsec.transport.bells import Bell, check_eventfd
+from virtio_ipsec.transport.commands import CommandQueues
 from virtio_ipsec.transport.datapath import NativePath, NativeWork, PythonWork, Surroundings
-from virtio_ipsec.transport.exchange import Exchange, Operator
+from virtio_ipsec.transport.exchange import Exchange, Operator, check_features
 from virtio_ipsec.transport.lane import SPIN, Lane
 from virtio_ipsec.transport.loop import Loop, Timer
 from virtio_ipsec.transport.rings import PortRings, QueuePlace, new_queue
 from virtio_ipsec.transport.uplink import Uplink
-from virtio_ipsec.wire.numbers import Feature, has
+from virtio_ipsec.wire.numbers import Feature
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -57,7 +57,8 @@ class _Slot:
 class ServedPort:
     """A device, its uplink and its threads; owns them all from here on, and ``operator`` too.
 
-    Without ``operator`` the driver controls IPsec. ``clock``: monotonic nanoseconds.
+    Without ``operator`` the driver controls IPsec. ``clock``: monotonic nanoseconds. ConfigError for a device that
+    offers the driver what the operator has.
     """
 
     def __init__(
@@ -70,6 +71,8 @@ class ServedPort:
         clock: Callable[[], int] = monotonic_ns,
         spin: int = SPIN,
     ) -> None:
+        if operator is not None:
+            check_features(device.offered_features)
         self.name = name
         self.device = device
         self.uplink = uplink
@@ -93,12 +96,10 @@ class ServedPort:
         self._slots = [_Slot() for _ in range(self._around.rings.admin_queue_index + 1)]
         self._lanes: dict[int, Lane] = {}
         self._works: dict[int, PythonWork | NativeWork] = {}
-        self._commands = select.epoll()
-        self._kicked: dict[int, int] = {}
+        self._commands = CommandQueues(self.loop, self._run_commands)
         self._looking = False
         self._timer: tuple[int, Timer] | None = None
         self._closed = False
-        self.loop.add(self._commands.fileno(), self._command_kicks)
         self.loop.after_turn = self._publish_news
         self._lane(0)
         self._look()
@@ -193,7 +194,7 @@ class ServedPort:
             if slot.queue is not None:
                 with self._parked(index):
                     self._show(index)
-                self._kick(index)
+                self._commands.look(index)
 
     def set_kick(self, index: int, fd: int | None) -> None:
         """The eventfd that tells of available buffers, owned from here on; None: none, the queue is to be polled."""
@@ -223,9 +224,8 @@ class ServedPort:
         """The device's status has changed: there may be work, of which nobody told while it was not allowed."""
         for lane in self._lanes.values():
             lane.wake()
-        for index, slot in enumerate(self._slots):
-            if slot.queue is not None:
-                self._kick(index)
+        for index in range(len(self._slots)):
+            self._commands.look(index)
 
     def reset(self) -> None:
         """Device reset: queues are forgotten, with them all that the driver had set up. Eventfds stay."""
@@ -289,7 +289,6 @@ class ServedPort:
         for slot in self._slots:
             slot.call.close()
             slot.err.close()
-        self.loop.remove(self._commands.fileno())
         self._commands.close()
         self.loop.close()
         self.uplink.close()
@@ -307,7 +306,6 @@ class ServedPort:
         slot.place = replace(place, state=None)
         self._show(index)
         self._watch(index)
-        self._kick(index)
 
     def _end(self, index: int) -> int:
         """The queue has stopped; its ring position."""
@@ -430,23 +428,15 @@ class ServedPort:
                 lane.unannounced = slot.kick is None
                 if slot.kick is not None:
                     lane.watch(slot.kick, edge=True)
-        elif slot.kick is not None:
-            self._commands.register(slot.kick, select.EPOLLIN | select.EPOLLET)
-            self._kicked[slot.kick] = index
+        else:
+            self._commands.watch(index, slot.kick)
 
     def _unwatch(self, index: int) -> None:
+        self._commands.unwatch(index)
         kick = self._slots[index].kick
-        if kick is None:
-            return
-        if self._kicked.pop(kick, None) is not None:
-            self._commands.unregister(kick)
-        for lane in self._lanes.values():
-            lane.unwatch(kick)
-
-    def _kick(self, index: int) -> None:
-        """Look at a queue that has begun or goes on, whether or not its driver says anything."""
-        if not self._is_data(index):
-            self.loop.call(lambda: self._run_commands(index))
+        if kick is not None:
+            for lane in self._lanes.values():
+                lane.unwatch(kick)
 
     def _ring_bells(self, indices: set[int]) -> None:
         for index in indices:
@@ -454,24 +444,16 @@ class ServedPort:
 
     # The control thread's part.
 
-    def _command_kicks(self) -> None:
-        with suppress(InterruptedError):
-            for fd, _ in self._commands.poll(0):
-                self._run_commands(self._kicked[fd])
-
-    def _run_commands(self, index: int) -> None:
+    def _run_commands(self, index: int) -> bool:
         with self.lock:
             rings = self._around.rings
-            if self._slots[index].queue is None or self._is_data(index):
-                return
             done, _ = rings.work_off(index, _COMMANDS)
             if self._path is not None:
                 self._path.publish()
             rung = rings.take_interrupts()
         self._ring_bells(rung)
         self._look()
-        if done == _COMMANDS:
-            self.loop.call(lambda: self._run_commands(index))
+        return done == _COMMANDS
 
     def publish(self) -> None:
         """In the control thread: what was changed in the operator's policy holds for all packets that come after this.
@@ -526,13 +508,3 @@ class ServedPort:
         if to_wire:
             self.uplink.send(to_wire)
         self._look()
-
-
-def check_features(features: int, control_by_operator: bool) -> None:
-    """ConfigError when a port that an operator controls would offer IPsec to the driver."""
-    if control_by_operator and any(
-        has(features, bit) for bit in (Feature.F_ADMIN_VQ, Feature.NET_F_IPSEC, Feature.NET_F_OUT_NET_HEADER)
-    ):
-        raise ConfigError(
-            "a port that the operator controls offers neither ADMIN_VQ nor IPSEC nor OUT_NET_HEADER"
-        )
