@@ -43,11 +43,11 @@ static inline uint32_t esp_padding(uint32_t payload_len) { return -(payload_len 
  * time, so that memory works while the core does. ESP_AHEAD packets before its turn what headers need and the hash
  * powers, half way what only some SAs need. The cipher asks for the round keys by itself.
  */
-enum { ESP_AHEAD = 12 };
+enum { ESP_AHEAD = 8 };
 
 static inline void esp_fetch(const struct sa *sa, uint32_t len) {
     if (sa != NULL) {
-        const struct sa_slot *slot = sa_slot_of(sa);
+        const struct sa_slot *slot = sa_slot_by_address(sa);
         fetch_line(sa);
         fetch_line(&slot->live);
         gcm_fetch_powers(&slot->key, &sa_rest_of(slot)->powers, len);

@@ -172,8 +172,8 @@ INLINE void wrap(const struct sealing *s, const struct sa *sa, const struct sa_l
     const uint64_t trailer = (0x030201 & ((1ULL << at) - 1)) | ((uint64_t)s->next_header << 8 | padding) << at;
     store_le64(payload + s->payload_len, trailer);
     if ((s->flags & SA_UDP) != 0) {
-        memcpy(esp - IP_UDP_LEN, sa->udp, sizeof sa->udp);
-        store_be16(esp - IP_UDP_LEN + 4, (uint16_t)s->protected_len);
+        memcpy(esp - IP_UDP_LEN, sa->ports, sizeof sa->ports);
+        store_be32(esp - IP_UDP_LEN + 4, s->protected_len << 16); /* no checksum yet */
     }
 }
 

@@ -50,7 +50,7 @@ static bool is_for_ipsec(const struct rx_item *item, const struct esp_found *fou
     if (item->has_rule && (sa != NULL || item->verdict.selects_udp)) {
         return true;
     }
-    return found->header.udp_dport == (sa != NULL ? load_be16(sa->udp + 2) : ESP_IN_UDP_PORT);
+    return found->header.udp_dport == (sa != NULL ? load_be16(sa->ports + 2) : ESP_IN_UDP_PORT);
 }
 
 /* A frame that a rule (`required`) or the dialect wants opened. */

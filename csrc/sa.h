@@ -50,7 +50,8 @@ struct sa_live {
 
 struct sa {
     uint8_t outer[SA_OUTER_MAX]; /* template of the tunnel header: 20 or 40 bytes */
-    uint8_t udp[8];              /* template of the UDP header */
+    uint8_t ports[4];            /* of the UDP header */
+    int32_t to_slot;             /* bytes from here */
     uint8_t spi[4];              /* network order */
     uint8_t salt[4];
     uint16_t outer_sum; /* of the IPv4 template */
@@ -110,12 +111,17 @@ static inline unsigned sa_which(const struct sa *sa) {
     return ((uintptr_t)sa & (SA_CHUNK_ALIGN - 1)) >= offsetof(struct sa_chunk, rest);
 }
 
-static inline struct sa_slot *sa_slot_of(const struct sa *sa) {
-    if (__builtin_expect(sa_which(sa) == 0, 1)) {
+/* Its slot, without a look at it. */
+static inline struct sa_slot *sa_slot_by_address(const struct sa *sa) {
+    if (sa_which(sa) == 0) {
         return (struct sa_slot *)(uintptr_t)sa;
     }
     struct sa_chunk *chunk = sa_chunk_of(sa);
     return &chunk->slot[((uintptr_t)sa - (uintptr_t)chunk->rest) / sizeof chunk->rest[0]];
+}
+
+static inline struct sa_slot *sa_slot_of(const struct sa *sa) {
+    return (struct sa_slot *)((uintptr_t)sa + (uintptr_t)(intptr_t)sa->to_slot);
 }
 
 static inline struct sa_rest *sa_rest_of(const struct sa_slot *slot) {

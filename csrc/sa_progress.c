@@ -54,6 +54,7 @@ static void turn(struct vipsec_sa_table *table, struct sa *now, bool frozen) {
     const int direction = sa_rest_of(sa_slot_of(now))->direction;
     struct sa *next = sa_other(now);
     *next = *now;
+    next->to_slot = (int32_t)((intptr_t)sa_slot_of(now) - (intptr_t)next);
     *sa_limits_of(next) = *sa_limits_of(now);
     sa_limits_of(next)->frozen = frozen;
     sa_set_limited(next);

@@ -172,12 +172,13 @@ static struct sa *make_version(struct sa_slot *slot, const struct sa *now, const
     struct sa_rest *rest = sa_rest_of(slot);
     struct sa *sa = now == NULL ? &slot->sa : sa_other(now);
     memset(sa, 0, sizeof *sa);
+    sa->to_slot = (int32_t)((intptr_t)slot - (intptr_t)sa);
     sa->flags = flags_of(config);
     if (config->is_tunnel && config->direction == VIPSEC_OUTBOUND) {
         make_outer(sa, config);
     }
-    store_be16(sa->udp, config->udp_sport);
-    store_be16(sa->udp + 2, config->udp_dport);
+    store_be16(sa->ports, config->udp_sport);
+    store_be16(sa->ports + 2, config->udp_dport);
     store_be32(sa->spi, config->spi);
     sa->tos = (uint8_t)(config->dscp << 2);
     sa->df = config->df;
