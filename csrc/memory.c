@@ -123,7 +123,9 @@ int vipsec_memory_read(struct vipsec_memory *memory, uint64_t guest, uint8_t *to
     return inside ? 0 : -VIPSEC_FAULT_ADDRESS;
 }
 
-static bool copy_in(const struct vipsec_memory *memory, uint64_t guest, const uint8_t *from, size_t len) {
+/* Not inlined into its caller, where the frame is. */
+static __attribute__((noinline)) bool copy_in(const struct vipsec_memory *memory, uint64_t guest, const uint8_t *from,
+                                              size_t len) {
     if (!memory_inside(memory, guest, len)) {
         return false;
     }

@@ -111,8 +111,7 @@ static int walk_table(struct vipsec_queue *q, struct ring_walk *of_chain, uint64
 }
 
 /* Collects the list whose first descriptor has these words, from the ring or from the copies of an old chain; 0 or the
- * driver's fault. Each step adds an element, of
- * which there are at most as many as the queue has entries. */
+ * driver's fault. Each step adds an element, of which there are at most as many as the queue has entries. */
 static int walk_list(struct vipsec_queue *q, struct vipsec_chain *chain, struct vipsec_segment **end, uint32_t position,
                      uint64_t address, uint64_t word, const struct inflight_old *old) {
     struct ring_walk walk = {.end = *end};

@@ -11,6 +11,7 @@ from ipaddress import ip_address
 
 import pytest
 from random_frames import MACS, frames, laid, rounds, spoilt
+from rss_vectors import KEY, V4, V6
 
 from virtio_ipsec.device import steering as slow
 from virtio_ipsec.device.frame import view
@@ -24,24 +25,11 @@ FILTERS = (Feature.NET_F_CTRL_RX, Feature.NET_F_CTRL_VLAN, Feature.NET_F_MAC, Fe
 HASH_REPORT = mask(Feature.NET_F_HASH_REPORT)
 NO_FILTER = RxFilter(MACS[0])
 
-#: "Verifying the RSS Hash Calculation" (Microsoft): key, source, port, destination, port, hash over the addresses,
-#: hash over addresses and ports.
-KEY = bytes.fromhex("6d5a56da255b0ec24167253d43a38fb0d0ca2bcbae7b30b477cb2da38030f20c6a42b73bbeac01fa")
-PUBLISHED = [
-    ("66.9.149.187", 2794, "161.142.100.80", 1766, 0x323E8FC2, 0x51CCC178),
-    ("199.92.111.2", 14230, "65.69.140.83", 4739, 0xD718262A, 0xC626B0EA),
-    ("24.19.198.95", 12898, "12.22.207.184", 38024, 0xD2D0A5DE, 0x5C2B394A),
-    ("38.27.205.30", 48228, "209.142.163.6", 2217, 0x82989176, 0xAFC7327F),
-    ("153.39.163.191", 44251, "202.188.127.2", 1303, 0x5D1809C5, 0x10E828A2),
-    ("3ffe:2501:200:1fff::7", 2794, "3ffe:2501:200:3::1", 1766, 0x2CC18CD5, 0x40207D3D),
-    ("3ffe:501:8::260:97ff:fe40:efab", 14230, "ff02::1", 4739, 0x0F0C461C, 0xDDE51BBF),
-    ("3ffe:1900:4545:3:200:f8ff:fe21:67cf", 44251, "fe80::200:f8ff:fe21:67cf", 38024, 0x4B61E985, 0x02D1FEEF),
-]
 each_way = pytest.mark.parametrize("portable", [False, True], ids=["default", "portable"])
 
 
 @each_way
-@pytest.mark.parametrize(("source", "sport", "target", "dport", "addresses", "with_ports"), PUBLISHED)
+@pytest.mark.parametrize(("source", "sport", "target", "dport", "addresses", "with_ports"), V4 + V6)
 def test_published_hashes(
     source: str, sport: int, target: str, dport: int, addresses: int, with_ports: int, portable: bool
 ) -> None:

@@ -97,9 +97,16 @@ class Receiver:
 
     def place(self, packet: Packet, queue: int | None) -> Received:
         """The finished packet with its header, on ``queue`` or where steering puts it."""
-        hashed = self.hash(packet)
+        if self.ctx.fast is not None:
+            block = self.ctx.fast.steering(self.ctx.rx_filter, self.ctx.steering, self.ctx.features)
+            chosen, hashed = block.choose(packet.frame, self.ctx.live_rx_queues)
+        else:
+            hashed = self.hash(packet)
+            chosen = self.steer(packet, hashed) if queue is None else None
         if queue is None:
-            queue = self.steer(packet, hashed)
+            queue = chosen
+        if queue is None:
+            raise PacketError(Reason.QUEUE_DISABLED, "the receive queue is not enabled")
         return Received(queue, self.header(packet, hashed) + packet.frame)
 
     def match(self, packet: Packet) -> FfRule | None:
@@ -243,21 +250,12 @@ class Receiver:
             return 0, 0
         return packet_hash(packet.frame, packet.headers, steering.hash_types, steering.key)
 
-    def steer(self, packet: Packet, hashed: tuple[int, int]) -> int:
-        """The receive queue by RSS or automatic steering."""
+    def steer(self, packet: Packet, hashed: tuple[int, int]) -> int | None:
+        """The receive queue by RSS or automatic steering; None when it is not enabled."""
         ctx = self.ctx
-        if ctx.fast is not None:
-            block = ctx.fast.steering(ctx.rx_filter, ctx.steering, ctx.features)
-            queue, _ = block.choose(packet.frame, ctx.live_rx_queues)
-        else:
-            if ctx.flows is None:
-                ctx.flows = FlowMemory()
-            queue = choose_queue(
-                ctx.steering, ctx.flows, ctx.live_rx_queues, packet.frame, packet.headers, hashed
-            )
-        if queue is None:
-            raise PacketError(Reason.QUEUE_DISABLED, "the receive queue is not enabled")
-        return queue
+        if ctx.flows is None:
+            ctx.flows = FlowMemory()
+        return choose_queue(ctx.steering, ctx.flows, ctx.live_rx_queues, packet.frame, packet.headers, hashed)
 
     def checksum_flag(self, packet: Packet) -> int:
         """DATA_VALID after the outermost transport checksum was verified (NET-RX-DEV-25).
