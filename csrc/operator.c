@@ -162,7 +162,7 @@ static void protected_packet(struct vipsec_worker *worker, struct rx_item *item,
         return;
     }
     /* The first octets of a UDP datagram may equal an SPI by chance (E66). */
-    if (sa != NULL && found->in_udp && found->udp_dport != load_be16(sa->udp + 2)) {
+    if (sa != NULL && found->in_udp && found->udp_dport != load_be16(sa->ports + 2)) {
         sa = NULL;
     }
     if (sa != NULL && (ours || (sa->flags & SA_TUNNEL) == 0)) {
