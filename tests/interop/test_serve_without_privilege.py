@@ -63,7 +63,15 @@ def test_the_owner_of_a_tap_serves_it_and_the_kernel_is_its_neighbour(namespace:
     config, log, path = tmp_path / "port.toml", tmp_path / "log", tmp_path / "s"
     config.write_text(CONFIG)
     config.chmod(0o600)
-    command = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", sys.executable, "-m", "virtio_ipsec", "serve"]
+    command = [
+        "setpriv",
+        "--bounding-set=-all",
+        "--inh-caps=-all",
+        sys.executable,
+        "-m",
+        "virtio_ipsec",
+        "serve",
+    ]
     command += ["--config", str(config), "--socket", str(path), "--uplink", "tap:t0", "--log-json"]
     with running(command, log, cwd=ROOT) as process:
         until("it serves", lambda: "serving" in log.read_text() or process.poll() is not None)

@@ -175,7 +175,8 @@ def test_memory_slots_come_and_go_under_way() -> None:
         region = struct.pack("<QQQQ", high, 1 << 20, high, 0)
         assert front.say(say.ADD_REGION, bytes(8) + region, extra, ack=True) == 0
         exchange(bench)
-        assert front.say(say.ADD_REGION, bytes(8) + region, extra, ack=True) == 1  # overlaps
+        shifted = struct.pack("<QQQQ", high + 4096, 1 << 19, high, 0)
+        assert front.say(say.ADD_REGION, bytes(8) + shifted, extra, ack=True) == 1  # overlaps
         assert (
             front.say(say.REMOVE_REGION, bytes(8) + region, extra, ack=True) == 0
         )  # with a descriptor, as some do
@@ -185,6 +186,25 @@ def test_memory_slots_come_and_go_under_way() -> None:
         assert front.say(say.REMOVE_REGION, bytes(8) + front.region(), ack=True) == 1
         exchange(bench, 2000)
         os.close(extra)
+
+
+def test_a_region_that_each_queue_pair_adds_is_there_until_all_have_removed_it() -> None:
+    """As QEMU 7.2 does it with several queue pairs."""
+    with connected() as (bench, front):
+        qemu(front)
+        own = bytes(8) + front.region()
+        assert front.say(say.ADD_REGION, own, front.guest.fd, ack=True) == 0
+        assert front.say(say.ADD_REGION, own, front.guest.fd, ack=True) == 0
+        exchange(bench)
+        # The same addresses in another file are another region.
+        other = os.memfd_create("other")
+        os.ftruncate(other, os.fstat(front.guest.fd).st_size)
+        assert front.say(say.ADD_REGION, own, other, ack=True) == 1
+        os.close(other)
+        assert [front.say(say.REMOVE_REGION, own, ack=True) for _ in range(2)] == [0, 0]
+        exchange(bench, 1000)
+        assert front.say(say.REMOVE_REGION, own, ack=True) == 1  # its rings are at work
+        exchange(bench, 2000)
 
 
 @pytest.mark.parametrize(

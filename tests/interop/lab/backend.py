@@ -51,7 +51,7 @@ class Backend:
             assert process.poll() is None, f"serve ended with status {process.returncode}:\n{self.log_tail()}"
             return b"serving" in self.log.read_bytes()[begin:]
 
-        until("serve listens", listens)
+        until("serve listens", listens, 60)
         return self
 
     def kill(self) -> None:

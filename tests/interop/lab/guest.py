@@ -179,13 +179,17 @@ def plain_card(netdev: str, mac: str) -> list[str]:
     return ["-netdev", f"{kind},id=n0,{rest}", "-device", f"virtio-net-pci,netdev=n0,mac={mac},{off}"]
 
 
-def vhost_user_card(path: Path, mac: str, options: str = "vectors=0", reconnect: int = 0) -> list[str]:
+def vhost_user_card(
+    path: Path, mac: str, options: str = "vectors=0", *, reconnect: int = 0, queues: int = 1
+) -> list[str]:
     """A network card served by a vhost-user back-end that listens on ``path``.
 
     ``vectors=0``: QEMU 7.2 crashes when a vhost-user card has MSI-X and there is no hardware help.
     """
     again = f",reconnect={reconnect}" if reconnect else ""
+    words = f"{options},mq=on" if queues > 1 else options
     return [
-        "-chardev", f"socket,id=c0,path={path}{again}", "-netdev", "vhost-user,id=n0,chardev=c0",
-        "-device", f"virtio-net-pci,netdev=n0,mac={mac}" + (f",{options}" if options else ""),
+        "-chardev", f"socket,id=c0,path={path}{again}", "-netdev", f"vhost-user,id=n0,chardev=c0,queues={queues}",
+        "-device", f"virtio-net-pci,netdev=n0,mac={mac}" + (f",{words}" if words else ""),
+        "-smp", str(queues),
     ]  # fmt: skip

@@ -48,8 +48,12 @@ def map_shared(fd: int, size: int, offset: int) -> memoryview:
 
 @dataclass(frozen=True, slots=True)
 class _Mapped:
+    """``added``: how often; it goes when it has been removed as often."""
+
     region: MemoryRegion
     view: memoryview
+    file: tuple[int, int]
+    added: int = 1
 
 
 class MemoryTable:
@@ -73,19 +77,27 @@ class MemoryTable:
         return len(self._mapped)
 
     def with_region(self, region: MemoryRegion, fd: int) -> MemoryTable:
-        """The table with one region more. Raises Unusable."""
+        """The table with one region more. Raises Unusable.
+
+        QEMU 7.2 adds every region once for each queue pair, and removes it as often: the same again is counted.
+        """
+        for each in self._mapped:
+            if each.region == region and each.file == _file(fd):
+                return self._with(each, added=each.added + 1)
         if len(self) == MAX_REGIONS:
             raise Unusable(f"more than {MAX_REGIONS} memory regions")
         return MemoryTable((*self._mapped, _map(region, fd)))
 
     def without_region(self, region: MemoryRegion) -> MemoryTable:
         """The table without the one that has these addresses and this size. Raises Unusable."""
-        rest = tuple(
-            each for each in self._mapped if replace(each.region, mmap_offset=region.mmap_offset) != region
-        )
-        if len(rest) == len(self):
-            raise Unusable(f"no memory region at {region.guest_address:#x}")
-        return MemoryTable(rest)
+        for each in self._mapped:
+            if replace(each.region, mmap_offset=region.mmap_offset) == region:
+                return self._with(each, added=each.added - 1)
+        raise Unusable(f"no memory region at {region.guest_address:#x}")
+
+    def _with(self, changed: _Mapped, added: int) -> MemoryTable:
+        mapped = (replace(each, added=added) if each is changed else each for each in self._mapped)
+        return MemoryTable(tuple(each for each in mapped if each.added))
 
     def guest_address(self, user: int) -> int:
         """Where the front-end's address lies in guest memory. Raises Unusable."""
@@ -98,4 +110,10 @@ class MemoryTable:
 def _map(region: MemoryRegion, fd: int) -> _Mapped:
     if region.guest_address + region.size > 1 << 64 or region.user_address + region.size > 1 << 64:
         raise Unusable(f"a memory region at {region.guest_address:#x} leaves the address space")
-    return _Mapped(region, map_shared(fd, region.size, region.mmap_offset))
+    return _Mapped(region, map_shared(fd, region.size, region.mmap_offset), _file(fd))
+
+
+def _file(fd: int) -> tuple[int, int]:
+    """Which file a descriptor stands for."""
+    about = os.fstat(fd)
+    return about.st_dev, about.st_ino
