@@ -227,12 +227,16 @@ class ServedPort:
         for index in range(len(self._slots)):
             self._commands.look(index)
 
-    def reset(self) -> None:
-        """Device reset: queues are forgotten, with them all that the driver had set up. Eventfds stay."""
+    def reset(self, *, is_lost: bool = False) -> None:
+        """Device reset: queues are forgotten, with them all that the driver had set up. Eventfds stay.
+
+        ``is_lost``: the front-end has not asked where its rings stopped. Then their in-flight records have to tell
+        whoever serves it next; otherwise they are void.
+        """
         with self._all_parked():
             for index in range(len(self._slots)):
                 if self.started(index):
-                    self._end(index)
+                    self._end(index, keeps_record=is_lost)
             with self.lock:
                 self.device.reset()
                 ended, self._path = self._path, None
@@ -243,7 +247,7 @@ class ServedPort:
 
     def disconnect(self) -> None:
         """The driver's side is gone: reset, and nothing that it shared is kept."""
-        self.reset()
+        self.reset(is_lost=True)
         self._inflight = self._log_view = None
         with self._all_parked():
             for index, slot in enumerate(self._slots):
@@ -307,14 +311,14 @@ class ServedPort:
         self._show(index)
         self._watch(index)
 
-    def _end(self, index: int) -> int:
+    def _end(self, index: int, *, keeps_record: bool = False) -> int:
         """The queue has stopped; its ring position."""
         slot = self._slots[index]
         queue = slot.queue
         if queue is None:
             raise DeviceStateError(f"queue {index} is not started")
         self._forget(index)
-        if isinstance(queue, FastDeviceQueue):
+        if isinstance(queue, FastDeviceQueue) and not keeps_record:
             queue.end_record()
         slot.place = None
         return queue.state()
