@@ -37,8 +37,8 @@ _log = logging.getLogger(__name__)
 
 #: What ends a service in order; a second one ends it at once.
 _STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-#: Seconds in which all ports have to stop.
-STOP_WITHIN = 0.8
+#: Seconds in which all ports have to stop, and what each has when others have used them up.
+STOP_WITHIN, _LEAST = 0.8, 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,13 +89,18 @@ class RunningPort:
         """Let front-ends in."""
         self._thread.start()
 
+    def leave(self) -> None:
+        """Begin to stop: finish what has been begun, and let the front-end go."""
+        if self._thread.is_alive():
+            self.port.loop.call(self.backend.close)
+            self.port.loop.call(self.port.loop.stop)
+
     def stop(self, until: float) -> None:
-        """Finish what has been begun, and let go of everything; ``until``: monotonic seconds."""
-        served = self._thread.is_alive()
+        """Let go of everything, after :meth:`leave`; ``until``: monotonic seconds. TransportError when it is still at
+        work by then."""
+        served = self._thread.ident is not None
         if served:
-            self.port.loop.ask(self.backend.close, max(0.0, until - monotonic()))
-            self.port.loop.stop()
-            self._thread.join(max(0.0, until - monotonic()))
+            self._thread.join(max(_LEAST, until - monotonic()))
         else:
             self.backend.close()
         if self._thread.is_alive():
@@ -199,6 +204,8 @@ class Service:
         stuck: list[VirtioIpsecError] = []
         self._management.stop()
         until = monotonic() + STOP_WITHIN
+        for port in self.ports:
+            port.leave()
         for port in self.ports:
             try:
                 port.stop(until)
