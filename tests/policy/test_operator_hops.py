@@ -298,19 +298,29 @@ def test_neighbour_discovery_follows_the_override_flag() -> None:
     assert made.from_wire(bytes(bare), NOW) == Output()
 
 
-def test_a_port_says_where_its_addresses_are() -> None:
+def test_a_port_that_takes_over_says_where_the_addresses_are() -> None:
     both = met(joined({side: text(side) for side in "ab"}))
     both.send("a", datagram("a"))
     moved = port(text("b").replace(GATE["b"], ROUTER))
-    four, six = (Ether(frame) for frame in moved.announce().to_wire)
+    moved.retire()
+    for question in (arp(GUEST["a"], OUTER["a"], OUTER["b"]), solicit(GUEST["a"], OUTER6["a"], OUTER6["b"])):
+        assert moved.from_wire(question, NOW) == Output()
+        assert moved.from_guest(question, NOW).to_guest  # its own guest is answered all the same
+    assert moved.tick(NOW) == Output()
+    moved.activate()
+    assert moved.deadline() == 0
+    four, six = (Ether(frame) for frame in moved.tick(NOW).to_wire)
+    assert moved.deadline() is None
     assert (four.dst, four[ARP].op, four[ARP].psrc, four[ARP].pdst) == (EVERYBODY, 1, OUTER["b"], OUTER["b"])
     assert (six.dst, six[IPv6].dst, six[ICMPv6ND_NA].tgt) == ("33:33:00:00:00:01", "ff02::1", OUTER6["b"])
     assert (six[ICMPv6ND_NA].S, six[ICMPv6ND_NA].O, six[ICMPv6NDOptDstLLAddr].lladdr) == (0, 1, ROUTER)
     for frame in (four, six):
         both.ports["a"].from_wire(bytes(frame), both.now)
     assert one(both.ports["a"].from_guest(datagram("a"), both.now).to_wire).dst == ROUTER
-    without = '[port]\ncontrol = "operator"\ndefault = "drop"\n'
-    assert port(without).announce() == Output()
+    assert moved.from_wire(arp(GUEST["a"], OUTER["a"], OUTER["b"]), NOW).to_wire
+    without = port('[port]\ncontrol = "operator"\ndefault = "drop"\n')
+    without.activate()
+    assert (without.deadline(), without.tick(NOW)) == (None, Output())
 
 
 def test_who_speaks_unasked_is_not_remembered() -> None:

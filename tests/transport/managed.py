@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from operator_ports import GUEST, HOST, OTHER, SERVICES, flows_text, port_text, sas_text
+from operator_ports import GUEST, HOST, OTHER, OUTER, SERVICES, flows_text, port_text, sas_text
 from scapy.layers.inet import IP, UDP
-from scapy.layers.l2 import Ether
+from scapy.layers.l2 import ARP, Ether
 
 from virtio_ipsec.device.fast import fast_path
 from virtio_ipsec.policy.config import parse
@@ -90,10 +90,15 @@ class BackEnd:
         return self
 
     def send(self, payload: bytes = b"question") -> list[bytes]:
-        """What leaves when the guest sends a datagram."""
+        """What leaves when the guest sends a datagram, apart from what the port itself has to say."""
         packet = IP(src=HOST[self.side], dst=HOST[OTHER[self.side]]) / UDP(sport=1000, dport=2000) / payload
         frame = bytes(Ether(src=GUEST[self.side], dst="02:00:00:00:0a:fe") / packet)
-        return self.operator.from_guest(frame, self.now).to_wire
+        return [each for each in self.operator.from_guest(frame, self.now).to_wire if each[23] == 50]
+
+    def asked(self) -> list[bytes]:
+        """What leaves when somebody on the wire asks for the address of the port's underlay."""
+        question = Ether(dst="ff:ff:ff:ff:ff:ff") / ARP(psrc="192.0.2.77", pdst=OUTER[self.side])
+        return self.operator.from_wire(bytes(question), self.now).to_wire
 
     def receive(self, frame: bytes) -> list[bytes]:
         """What the guest gets when a frame arrives."""

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from managed import BackEnd, config_of
 from operator_ports import KEYS
+from scapy.layers.l2 import Ether
 
 from virtio_ipsec.fastpath import native
 from virtio_ipsec.transport import handover
@@ -411,6 +412,16 @@ def test_a_target_without_memory_cannot_say(make: Make, between: Callable[..., B
     with pytest.raises(RequestRefused, match=r"started anew and cannot know.*this port sends nothing"):
         source.ask("handover", to=link.path)
     assert owners(source, again) == [False, False]
+
+
+def test_the_addresses_of_the_underlay_go_with_the_sas(make: Make) -> None:
+    source, target = make("source"), make("target", awaited=True)
+    assert (len(source.asked()), len(target.asked())) == (1, 0)
+    source.ask("handover", to=target.path)
+    assert len(source.asked()) == 0
+    told = target.asked()  # neighbours are told where they are now
+    assert [Ether(frame).dst for frame in told[-2:]] == ["ff:ff:ff:ff:ff:ff", "33:33:00:00:00:01"]
+    assert len(target.asked()) == 1
 
 
 def test_without_state_directories_it_works_while_both_live(make: Make) -> None:

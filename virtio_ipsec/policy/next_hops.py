@@ -105,7 +105,7 @@ class NextHops:
             return Said.OTHER, freed
         if message.operation == arp.REPLY:
             return self._answer_is_ours(), freed
-        if self._may_answer(message.sender_mac, now):
+        if self._state.is_active and self._may_answer(message.sender_mac, now):
             out.to_wire.append(arp.reply(self._underlay.mac, message))
         return Said.HANDLED, freed
 
@@ -142,7 +142,7 @@ class NextHops:
         if not self._underlay.owns(message.target):
             return Said.OTHER, freed
         asker = message.mac or sender
-        if self._may_answer(asker, now):
+        if self._state.is_active and self._may_answer(asker, now):
             out.to_wire.append(nd.advertisement(self._underlay.mac, message, asker))
         return Said.HANDLED, freed
 

@@ -65,6 +65,7 @@ class OperatorPort:
         self.spec = config.port
         self._state = PortState(config.port, SaDatabase(sas), rng)
         self._hops = NextHops(self._state, config.port.underlay) if config.port.underlay else None
+        self._to_announce = False
         self._departures = Departures(self._state, self._hops)
         self._arrivals = Arrivals(self._state, self._hops, self._departures.packet)
         for spec in config.sas:
@@ -105,19 +106,25 @@ class OperatorPort:
         self._state.generation += self._state.paths.tick(now)
         return out
 
-    def announce(self) -> Output:
-        """Frames that tell the underlay where its addresses are now: for a port that begins to serve, or that has taken
-        over from another one."""
-        out = Output()
-        if self._hops is not None:
-            self._hops.announce(out)
-        return out
+    def retire(self) -> None:
+        """Another port has the underlay's addresses: this one says no more on the wire where they are. Keys and flows
+        are not touched."""
+        self._state.is_active = False
+        self._to_announce = False
+
+    def activate(self) -> None:
+        """The underlay's addresses are here: neighbours, who may know another place, are told at the next occasion.
+        For a port that begins to serve, or has taken over."""
+        self._state.is_active = True
+        self._to_announce = self._hops is not None
 
     def deadline(self) -> int | None:
         """When :meth:`tick` is due; None: not before something else happens."""
         return min((time for time in self._deadlines() if time is not None), default=None)
 
     def _deadlines(self) -> list[int | None]:
+        if self._to_announce:
+            return [0]
         hops = self._hops.neighbours.deadline() if self._hops else None
         fragments = [each.fragments.deadline() for each in (self._departures, self._arrivals)]
         return [hops, self._state.paths.deadline(), *fragments]
@@ -125,6 +132,9 @@ class OperatorPort:
     def _ask(self, now: int, out: Output) -> None:
         if self._hops is None:
             return
+        if self._to_announce:
+            self._to_announce = False
+            self._hops.announce(out)
         for departure in self._hops.tick(now, out):
             self._give_up(departure, now, out)
 

@@ -70,6 +70,7 @@ class PortState:
         self.answers = TokenBucket(ANSWERS_PER_SECOND, ANSWERS_AT_ONCE)
         self.guest_mac = spec.guest_mac
         self.generation = 0
+        self.is_active = True  # the underlay's addresses are here, not at another port that shares them
         self.flows: dict[str, Flow] = {}
         self._default = spec.default or Action.DROP
         self._policy: Policy | None = None

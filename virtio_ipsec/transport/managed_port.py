@@ -116,10 +116,14 @@ class ManagedPort:
     news: bool = False
     deed: Deed = field(default_factory=Deed)
 
+    def __post_init__(self) -> None:
+        if self.operator is not None and not self.deed.owner_is_here:
+            self.operator.retire()
+
     def need_operator(self) -> OperatorPort:
         """ConfigError on a port whose driver controls IPsec."""
         if self.operator is None or self.sas is None:
-            raise ConfigError(f"port {self.name}: the driver owns SAs and flows there (control = \"guest\")")
+            raise ConfigError(f'port {self.name}: the driver owns SAs and flows there (control = "guest")')
         return self.operator
 
     def need_owner(self) -> OperatorPort:
@@ -206,6 +210,7 @@ class ManagedPort:
         operator, sas = self.need_operator(), cast(OwnedSas, self.sas)
         with self.lock:
             sas.owned = False
+            operator.retire()
             return [(held.spec, sas.stop(held.spec.params, _engine(held))) for held in operator.sas]
 
     def thaw(self, deed: Deed) -> None:
@@ -269,6 +274,7 @@ class ManagedPort:
             self.marks.record(self.name, deed.note(), records)
         self.deed = deed
         sas.owned = True
+        self.need_operator().activate()
         for held, start in plans:
             sas.go(held.spec.params, _engine(held), start)
 
