@@ -27,7 +27,6 @@ static const char *const names[VIPSEC_REASON_COUNT] = {
     [VIPSEC_REASON_RULE_DROP] = "rule_drop",
     [VIPSEC_REASON_NO_BUFFER] = "no_buffer",
     [VIPSEC_REASON_QUEUE_DISABLED] = "queue_disabled",
-    [VIPSEC_REASON_POLICY] = "policy",
     [VIPSEC_REASON_OVERLOAD] = "overload",
     [VIPSEC_REASON_HELD] = "held",
 };

@@ -181,7 +181,6 @@ class Reason(StrEnum):
     RULE_DROP = "rule_drop"
     NO_BUFFER = "no_buffer"
     QUEUE_DISABLED = "queue_disabled"
-    POLICY = "policy"  # the operator's, of a port whose driver knows nothing of IPsec
     OVERLOAD = "overload"  # more packets at a time than the fast path may hand to Python
     HELD = "held"  # the SA moves elsewhere, or nobody has yet written down that the next sequence numbers are used
 

@@ -54,6 +54,7 @@ static struct vipsec_flow_table *flow;
 static struct vipsec_flow_rule *rule;
 static struct vipsec_steering *steering[2];
 static struct vipsec_policy *policies[2];
+static struct vipsec_underlay *underlays[2];
 static struct vipsec_port *port;
 static struct vipsec_worker *worker;
 static struct vipsec_port_config config;
@@ -163,6 +164,18 @@ static struct vipsec_policy *make_policy(uint8_t action) {
     return vipsec_policy_new(&made);
 }
 
+static struct vipsec_underlay *make_underlay(bool clamp) {
+    struct vipsec_underlay_address addresses[4] = {
+        {.address = {192, 0, 2, 2}, .family = 4, .is_own = 1, .has_path = 1, .mac = {2, 1}, .mtu = clamp ? 600 : 0},
+        {.address = {192, 0, 2, 1}, .family = 4, .is_own = 1},
+        {.address = {192, 0, 2, 2}, .family = 6, .has_path = 1, .is_own = 1, .mac = {2, 2}},
+        {.address = {10, 0, 0, 2}, .family = 4, .mtu = 500}};
+    const struct vipsec_underlay_config made = {
+        .hash_seed = 3, .addresses = addresses, .address_count = 4, .mtu = 1500, .guest_mtu = clamp ? 1000 : 65535,
+        .mac = {2}, .has_mac = 1, .guest_mac = {0}, .has_guest = 1, .learns_guest = clamp, .mss_clamp = clamp};
+    return vipsec_underlay_new(&made);
+}
+
 static void change_rule(uint8_t action) {
     const uint8_t keys[14 + 20] = {[12] = 8, [14 + 9] = 50};
     const struct vipsec_flow_rule_config made = {.rule_id = 1, .group_id = 1, .classifier_id = 1, .action = action,
@@ -200,6 +213,9 @@ static void set_up(void) {
     steering[1] = vipsec_steering_new(&steer);
     policies[0] = make_policy(VIPSEC_POLICY_BYPASS);
     policies[1] = make_policy(VIPSEC_POLICY_DROP_RULE);
+    underlays[0] = make_underlay(false);
+    underlays[1] = make_underlay(true);
+    assert(underlays[0] != NULL && underlays[1] != NULL);
     assert(steering[0] != NULL && steering[1] != NULL && policies[0] != NULL && policies[1] != NULL);
 }
 
@@ -256,6 +272,7 @@ static void start_port(void) {
     ring_flags = choice & 15;
     vipsec_port_set_steering(port, steering[choice >> 4 & 1]);
     vipsec_port_set_policy(port, policies[choice >> 5 & 1]);
+    vipsec_port_set_underlay(port, choice & 1 ? underlays[choice >> 1 & 1] : NULL);
     vipsec_port_set_guest_csum(port, choice >> 6 & 1);
     vipsec_port_set_foreign_sas(port, choice >> 7 & 1);
     vipsec_worker_read(worker, &before);
@@ -408,17 +425,33 @@ static void control(void) {
     case 4: vipsec_sa_remove(table, 1 + (what >> 5 & 1), id); break;
     case 5: start_queue(id); break;
     case 6: vipsec_port_set_queues(port, id & 1, NULL, NULL); break;
-    default: vipsec_port_set_foreign_sas(port, what >> 3 & 1);
+    default:
+        vipsec_port_set_foreign_sas(port, what >> 3 & 1);
+        vipsec_port_set_underlay(port, what & 16 ? underlays[what >> 5 & 1] : NULL);
     }
+}
+
+/* By the operator's policy. */
+static uint64_t rx_dropped(const struct vipsec_counters *counts) {
+    uint64_t total = 0;
+    for (size_t i = VIPSEC_POLICY_DROP_RULE; i < VIPSEC_POLICY_OUTCOME_COUNT; i++) {
+        total += counts->rx_policy[i];
+    }
+    return total;
 }
 
 static void check_counts(void) {
     struct vipsec_counters counts;
     vipsec_worker_read(worker, &counts);
-    assert(counts.tx_frames - before.tx_frames == sent && counts.tx_bytes - before.tx_bytes == sent_bytes);
+    if (config.by_operator) {
+        assert(counts.tx_sealed - before.tx_sealed + counts.tx_policy[VIPSEC_POLICY_BYPASS] -
+                   before.tx_policy[VIPSEC_POLICY_BYPASS] == sent);
+    } else {
+        assert(counts.tx_frames - before.tx_frames == sent && counts.tx_bytes - before.tx_bytes == sent_bytes);
+    }
     assert(counts.tx_punted - before.tx_punted == punts_tx && counts.rx_punted - before.rx_punted == punts_rx);
     assert(counts.tx_sealed <= counts.tx_frames && counts.rx_opened <= counts.rx_frames + counts.rx_punted +
-           counts.rx_refused[VIPSEC_REASON_POLICY] + counts.rx_refused[VIPSEC_REASON_RULE_DROP] +
+           counts.rx_refused[VIPSEC_REASON_FILTERED] + counts.rx_refused[VIPSEC_REASON_RULE_DROP] + rx_dropped(&counts) +
            counts.rx_refused[VIPSEC_REASON_QUEUE_DISABLED]);
 }
 
