@@ -52,6 +52,69 @@ static bool is_unknown_guest(const struct vipsec_underlay *underlay, const uint8
            !(underlay->config.has_guest && memcmp(frame + MAC_LEN, underlay->config.guest_mac, MAC_LEN) == 0);
 }
 
+/* A whole TCP or UDP packet without extension headers, as a key; false: it is none. IP without options. */
+static bool memo_key(const uint8_t *packet, uint32_t len, uint64_t word[MEMO_WORDS]) {
+    uint8_t protocol;
+    uint32_t ports;
+    if (len >= 28 && packet[0] == 0x45) {
+        const uint32_t total = load_be16(packet + 2);
+        protocol = packet[IP_V4_PROTOCOL_AT];
+        if (total < 28 || total > len || (load_be16(packet + 6) & 0x3fff) != 0) {
+            return false;
+        }
+        memcpy(word, packet + 12, 8);
+        word[1] = word[2] = word[3] = 0;
+        memcpy(&ports, packet + 20, sizeof ports);
+    } else if (len >= 48 && packet[0] >> 4 == 6) {
+        const uint32_t payload = load_be16(packet + 4);
+        protocol = packet[IP_V6_PROTOCOL_AT];
+        if (payload < 8 || payload > len - IP_V6_LEN) {
+            return false;
+        }
+        memcpy(word, packet + 8, 32);
+        memcpy(&ports, packet + IP_V6_LEN, sizeof ports);
+    } else {
+        return false;
+    }
+    word[4] = ports | (uint64_t)protocol << 32 | (uint64_t)(packet[0] >> 4) << 40;
+    return protocol == FRAME_TCP || protocol == FRAME_UDP;
+}
+
+/* policy_outbound, remembering. */
+static void ask_policy(struct vipsec_worker *worker, const struct vipsec_policy *policy, const uint8_t *packet,
+                       uint32_t len, struct vipsec_policy_verdict *verdict) {
+    uint64_t word[MEMO_WORDS];
+    if (!memo_key(packet, len, word)) {
+        policy_outbound(policy, packet, len, verdict);
+        return;
+    }
+    const uint64_t mixed = (word[0] ^ word[1] ^ word[2] ^ word[3] ^ word[4]) * 0x9e3779b97f4a7c15;
+    struct operator_memo *memo = &worker->memos[mixed >> 58];
+    static_assert(MEMO_SIZE == 1 << (64 - 58), "");
+    if (memo->policy != policy_number(policy) || memcmp(memo->word, word, sizeof word) != 0) {
+        policy_outbound(policy, packet, len, &memo->verdict);
+        memo->policy = policy_number(policy);
+        memcpy(memo->word, word, sizeof word);
+    }
+    *verdict = memo->verdict;
+}
+
+/* underlay_find of a peer, remembering. */
+static const struct vipsec_underlay_address *ask_way(struct vipsec_worker *worker, const struct vipsec_underlay *underlay,
+                                                     int family, const uint8_t *address) {
+    struct peer_memo *memo = &worker->peer;
+    const size_t size = family == 4 ? 4 : 16;
+    if (memo->underlay != underlay->number || memo->family != family || memcmp(memo->address, address, size) != 0) {
+        const struct vipsec_underlay_address *found = underlay_find(underlay, family, address);
+        memo->underlay = underlay->number;
+        memo->family = (uint8_t)family;
+        memo->is_known = found != NULL;
+        memcpy(memo->address, address, size);
+        memo->way = found != NULL ? *found : (struct vipsec_underlay_address){0};
+    }
+    return memo->is_known ? &memo->way : NULL;
+}
+
 /* Octets that the packet will have; payload_len: what of it is protected. */
 static uint32_t sealed_size(const struct sa *sa, uint32_t packet_len, uint32_t payload_len) {
     const uint32_t outer = (sa->flags & SA_TUNNEL) != 0 ? sa->outer_len : 0, udp = (sa->flags & SA_UDP) != 0 ? IP_UDP_LEN : 0;
@@ -59,8 +122,8 @@ static uint32_t sealed_size(const struct sa *sa, uint32_t packet_len, uint32_t p
 }
 
 /* Whether the SA can have the packet, and nothing else remains to be done. */
-static bool is_simple(const struct vipsec_underlay *underlay, const struct sa *sa, const uint8_t *frame, uint32_t len,
-                      struct tx_order *order) {
+static bool is_simple(struct vipsec_worker *worker, const struct vipsec_underlay *underlay, const struct sa *sa, const uint8_t *frame,
+                      uint32_t len, struct tx_order *order) {
     const uint8_t *packet = frame + order->l3;
     struct ip_header ip;
     struct ip_chain chain;
@@ -72,7 +135,7 @@ static bool is_simple(const struct vipsec_underlay *underlay, const struct sa *s
     uint32_t protected_len = ip.len;
     if ((sa->flags & SA_TUNNEL) != 0) {
         const bool v4 = sa->outer_len == IP_V4_LEN;
-        way = underlay_find(underlay, v4 ? 4 : 6, sa->outer + (v4 ? 16 : 24));
+        way = ask_way(worker, underlay, v4 ? 4 : 6, sa->outer + (v4 ? 16 : 24));
         if (way == NULL || !way->has_path || has_vlan(frame, order->l3) || ((sa->flags & SA_DEC_TTL) != 0 && ip.ttl <= 1)) {
             return false;
         }
@@ -103,13 +166,13 @@ enum operator_verdict operator_leaving(struct vipsec_worker *worker, const uint8
         return OPERATOR_PUNT;
     }
     if (policy != NULL) {
-        policy_outbound(policy, packet, len - order->l3, &verdict);
+        ask_policy(worker, policy, packet, len - order->l3, &verdict);
     }
     if (verdict.outcome == VIPSEC_POLICY_PROTECT) {
         const struct sa *sa = sa_outbound(worker->port->table, verdict.sa_id);
         order->sa_id = verdict.sa_id;
         order->protect = true;
-        if (underlay != NULL && (sa == NULL || !is_simple(underlay, sa, frame, len, order))) {
+        if (underlay != NULL && (sa == NULL || !is_simple(worker, underlay, sa, frame, len, order))) {
             return OPERATOR_PUNT;
         }
     } else {

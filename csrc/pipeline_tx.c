@@ -372,6 +372,11 @@ static uint32_t transmit_some(struct vipsec_worker *worker, struct vipsec_queue 
     return count;
 }
 
+/* Whether Python may be given a whole batch more; else the call ends rather than drop. */
+static bool may_go_on(const struct vipsec_worker *worker) {
+    return worker->punts_left >= PORT_BATCH || worker->port->config.most_punts < PORT_BATCH;
+}
+
 size_t vipsec_worker_poll(struct vipsec_worker *worker, uint32_t pair, size_t budget, uint32_t idle) {
     struct vipsec_port *port = worker->port;
     struct vipsec_queue *const queue = pair < port->config.pairs ? port->tx[pair] : NULL;
@@ -379,7 +384,7 @@ size_t vipsec_worker_poll(struct vipsec_worker *worker, uint32_t pair, size_t bu
     uint32_t empty = 0;
     worker_begin(worker);
     /* A punted packet's way may lead to a reset, which takes the queue away. */
-    while (queue != NULL && queue == port->tx[pair] && done < budget) {
+    while (queue != NULL && queue == port->tx[pair] && done < budget && may_go_on(worker)) {
         const uint32_t count = transmit_some(worker, queue, pair, budget - done);
         done += count;
         if (count != 0) {

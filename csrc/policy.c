@@ -6,6 +6,8 @@
 enum { HOP_BY_HOP = 0, ICMP = 1, TCP = 6, UDP = 17, DCCP = 33, ROUTING = 43, FRAGMENT = 44, ICMPV6 = 58,
        DESTINATION = 60, SCTP = 132, UDP_LITE = 136 };
 
+uint64_t policy_number(const struct vipsec_policy *policy) { return policy->number; }
+
 static bool has_ports(int protocol) {
     return protocol == TCP || protocol == UDP || protocol == DCCP || protocol == SCTP || protocol == UDP_LITE;
 }

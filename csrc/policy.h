@@ -25,6 +25,9 @@ static_assert(sizeof(struct vipsec_policy_inbound) == 52, "layout");
 static_assert(sizeof(struct vipsec_policy_peer) == 24, "layout");
 static_assert(sizeof(struct vipsec_policy_verdict) == 12, "layout");
 
+/* Another number for each policy that the process makes, never 0. */
+uint64_t policy_number(const struct vipsec_policy *policy);
+
 /* What to do with an IP packet that wants to leave. */
 void policy_outbound(const struct vipsec_policy *policy, const uint8_t *packet, uint32_t len,
                      struct vipsec_policy_verdict *verdict);

@@ -1,6 +1,7 @@
 /* Building a policy's tables and searching them. */
 #include "policy_space.h"
 
+#include <stdatomic.h>
 #include <stdlib.h>
 
 static inline bool same(const uint64_t *a, const uint64_t *b, uint32_t words) {
@@ -270,6 +271,8 @@ struct vipsec_policy *vipsec_policy_new(const struct vipsec_policy_config *confi
     struct wish *wishes = calloc(most + 1, sizeof *wishes);
     bool made = policy != NULL && wishes != NULL;
     if (made) {
+        static _Atomic uint64_t last;
+        policy->number = atomic_fetch_add(&last, 1) + 1;
         hash_secret_init(&policy->secret, config->hash_seed);
         policy->default_outcome =
             config->default_action == VIPSEC_POLICY_BYPASS ? VIPSEC_POLICY_BYPASS : VIPSEC_POLICY_DROP_DEFAULT;

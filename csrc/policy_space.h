@@ -57,6 +57,7 @@ static inline struct policy_entry *policy_entry(const struct policy_space *space
 }
 
 struct vipsec_policy {
+    uint64_t number; /* no other policy of the process has had it */
     struct hash_secret secret;
     uint8_t default_outcome;
     uint32_t peer_mask;

@@ -116,6 +116,26 @@ struct rx_ready {
     uint8_t header[PORT_MAX_HEADER];
 };
 
+/*
+ * What the policy said to a packet with these addresses, protocol and ports, and how a peer is reached: packets of one
+ * connection follow one another. Blocks have a number of their own, so that nothing outlives the one it is from.
+ */
+enum { MEMO_WORDS = 5, MEMO_SIZE = 64 };
+
+struct operator_memo {
+    uint64_t policy; /* its number; 0: nothing */
+    uint64_t word[MEMO_WORDS];
+    struct vipsec_policy_verdict verdict;
+};
+
+struct peer_memo {
+    uint64_t underlay; /* its number; 0: nothing */
+    uint8_t address[16];
+    uint8_t family;
+    bool is_known;
+    struct vipsec_underlay_address way;
+};
+
 struct vipsec_worker {
     struct vipsec_port *port;
     void (*uplink)(void *user, struct vipsec_frame *frames, size_t count);
@@ -142,6 +162,8 @@ struct vipsec_worker {
     struct vipsec_chain *fill_chains; /* buffers taken off a receive queue: as many as the largest has */
     uint32_t *fill_written;
     unsigned flow_copy;
+    struct operator_memo memos[MEMO_SIZE];
+    struct peer_memo peer;
     struct vipsec_counters counters;
 };
 

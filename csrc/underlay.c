@@ -2,6 +2,7 @@
 #include "underlay.h"
 
 #include <assert.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -43,6 +44,8 @@ struct vipsec_underlay *vipsec_underlay_new(const struct vipsec_underlay_config 
     if (made == NULL) {
         return NULL;
     }
+    static _Atomic uint64_t last;
+    made->number = atomic_fetch_add(&last, 1) + 1;
     made->config = *config;
     made->config.addresses = NULL;
     made->mask = size - 1;

@@ -20,6 +20,7 @@ struct underlay_entry {
 struct vipsec_underlay {
     struct vipsec_underlay_config config; /* without its pointer */
     struct hash_secret secret;
+    uint64_t number; /* no other block of the process has had it */
     uint32_t mask;
     bool has_narrow; /* some address has an MTU of its own */
     struct underlay_entry entries[]; /* open addressing */

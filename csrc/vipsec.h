@@ -814,7 +814,8 @@ struct vipsec_port_config {
     uint64_t features_high;
     uint32_t pairs;        /* queue pairs that exist */
     uint32_t mtu;          /* octets of an IP packet on the wire; 0: no limit */
-    uint32_t most_punts;   /* packets that one call hands to Python; what goes beyond is dropped. 0: any number */
+    uint32_t most_punts;   /* packets that one call hands to Python; what goes beyond is dropped. 0: any number. From
+                            * 64 on a transmit call ends before that, with budget left */
     uint16_t header_size;
     uint16_t hash_at;      /* hash_value, hash_report 4 octets on */
     uint16_t outer_nh_at;

@@ -33,6 +33,8 @@ _log = logging.getLogger(__name__)
 BURST = 256
 #: The same while the port's lock is held for all of them.
 _LOCKED_BURST = 32
+#: Buffers that one call works off when nothing else is to be looked at meanwhile.
+_LONG_BURST = 4096
 #: How often a call looks at an empty queue before it returns, when nothing else is to be looked at.
 _IDLE_POLLS = 256
 
@@ -233,7 +235,7 @@ class NativeWork:
         self._pair = pair
         self._source = source
         self._worker = path.new_worker()
-        self._polls = 0 if source is not None else _IDLE_POLLS
+        self._budget, self._polls = (_LONG_BURST, _IDLE_POLLS) if source is None else (BURST, 0)
         #: The transmit queue that is in use, or the one whose buffers come to nothing.
         self.queue: DeviceQueue | None = None
         self.discarded: DeviceQueue | None = None
@@ -247,7 +249,7 @@ class NativeWork:
         done = len(arrived)
         if around.exchange.is_operating:
             if self.queue is not None:
-                sent = self._worker.transmit(self._pair, BURST, self._polls)
+                sent = self._worker.transmit(self._pair, self._budget, self._polls)
                 done += sent
                 if not sent and is_broken(self.queue):
                     around.broke()
