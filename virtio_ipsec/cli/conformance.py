@@ -69,7 +69,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device",
         metavar="TARGET",
-        help="what to test (default: loopback; loopback:python and loopback:c choose its engine)",
+        help="what to test (default: loopback; loopback:python and loopback:c choose its engine; "
+        "vhost-user:PATH[,server][,plain] is a back-end's socket, 'server' lets it connect to us, 'plain' leaves out "
+        "the IPsec binding)",
     )
     parser.add_argument(
         "--target", metavar="FILE", help="a file that names the device, its test bed and its deviations"

@@ -218,6 +218,24 @@ def test_a_mac_of_our_own_is_not_acknowledged_to_a_back_end_without(make: Make) 
     assert peer.last("SET_FEATURES").payload == u64(1 << 32 | 1 << 30)
 
 
+@pytest.mark.parametrize("protocol", [ACK, ACK | STATUS])
+def test_features_that_a_plain_back_end_refuses_are_not_ok(make: Make, protocol: int) -> None:
+    link, peer = make(protocol)
+    peer.refuse.add("SET_FEATURES")
+    link.write_driver_features(1 << 2)
+    link.write_status(11)
+    assert link.status() == 3
+    peer.refuse.clear()
+    link.write_driver_features(1 << 32)
+    link.write_status(11)
+    assert link.status() == 11
+    peer.refuse.add("SET_FEATURES")
+    link.write_driver_features(1 << 2)
+    link.write_status(0)
+    link.write_status(11)
+    assert link.status() == 11
+
+
 def test_configuration_is_read_in_pieces_and_written_in_vain(make: Make) -> None:
     link, peer = make(ACK | CONFIG)
     peer.config = bytes(range(256)) + bytes(44)

@@ -99,6 +99,7 @@ class VhostUserLink:
         self._changes_before = 0
         self._driver_features = 0
         self._status = 0
+        self._withheld = 0
         try:
             self._open()
         except BaseException:
@@ -233,11 +234,16 @@ class VhostUserLink:
         return offered
 
     def write_driver_features(self, word: int) -> None:
-        """Accept features."""
+        """Accept features. Without the binding it may be here that the back-end refuses them: FEATURES_OK then does
+        not stay."""
         if self.has_binding:
             self._channel.tell(binding.SET_DRIVER_FEATURES, word)
         self._driver_features = word
-        self._send_features()
+        self._withheld = 0
+        try:
+            self._send_features()
+        except Refused:
+            self._withheld = int(Status.FEATURES_OK)
 
     def _send_features(self) -> None:
         word = self._driver_features & ((1 << 64) - 1) & ~(binding.TRANSPORT | binding.HIDDEN)
@@ -255,7 +261,7 @@ class VhostUserLink:
     def status(self) -> int:
         """Device status; kept here when the back-end has none."""
         if self._channel.has(_F.STATUS):
-            return cast("int", self._channel.ask(Request.GET_STATUS))
+            return cast("int", self._channel.ask(Request.GET_STATUS)) & ~self._withheld
         return self._status
 
     def write_status(self, value: int) -> None:
@@ -263,6 +269,7 @@ class VhostUserLink:
         if value == 0:
             self._reset()
             return
+        value &= ~self._withheld
         starts = bool(value & ~self._status & Status.DRIVER_OK)
         self._status = value
         if self._channel.has(_F.STATUS):
@@ -283,7 +290,7 @@ class VhostUserLink:
 
     def _forget(self) -> None:
         self.vrings.forget()
-        self._status = self._driver_features = 0
+        self._status = self._driver_features = self._withheld = 0
 
     def config_generation(self) -> int:
         """Changes with the configuration."""
