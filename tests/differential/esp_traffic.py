@@ -360,7 +360,8 @@ class Rivalry:
         slow, fast = (pair := self.draw.choice(self.senders)).slow, pair.fast
         assert isinstance(slow, OutboundSa)
         assert isinstance(fast, FastOutboundSa)
-        ceiling = self.draw.choice((2**64 - 1, 2**64 - 1, slow.sequence + self.draw.randrange(20), 0))
+        near = min(2**64 - 1, slow.sequence + self.draw.randrange(20))
+        ceiling = self.draw.choice((2**64 - 1, 2**64 - 1, near, 0))
         slow.set_ceiling(ceiling)
         fast.set_ceiling(ceiling)
 
