@@ -234,6 +234,11 @@ def test_features_that_a_plain_back_end_refuses_are_not_ok(make: Make, protocol:
     link.write_status(0)
     link.write_status(11)
     assert link.status() == 11
+    peer.refuse.clear()
+    for beyond in (Feature.NET_F_CTRL_VQ, Feature.F_ADMIN_VQ, Feature.NET_F_IPSEC):
+        link.write_driver_features(1 << 32 | mask(beyond))
+        link.write_status(11)
+        assert link.status() == 3
 
 
 def test_configuration_is_read_in_pieces_and_written_in_vain(make: Make) -> None:

@@ -66,6 +66,7 @@ _CONTROL: Final = mask(
     Feature.NET_F_NOTF_COAL,
     Feature.NET_F_VQ_NOTF_COAL,
 )
+_LOW: Final = (1 << 64) - 1
 _CONFIGURED: Final = mask(
     Feature.NET_F_MAC, Feature.NET_F_STATUS, Feature.NET_F_MTU, Feature.NET_F_SPEED_DUPLEX
 )
@@ -234,19 +235,20 @@ class VhostUserLink:
         return offered
 
     def write_driver_features(self, word: int) -> None:
-        """Accept features. Without the binding it may be here that the back-end refuses them: FEATURES_OK then does
-        not stay."""
+        """Accept features. Without the binding it may be here that the back-end refuses them, or that the link cannot
+        tell it of them: FEATURES_OK then does not stay."""
         if self.has_binding:
             self._channel.tell(binding.SET_DRIVER_FEATURES, word)
         self._driver_features = word
-        self._withheld = 0
+        beyond = 0 if self.has_binding else word & (~_LOW | binding.TRANSPORT | binding.HIDDEN | _CONTROL)
+        self._withheld = int(Status.FEATURES_OK) if beyond else 0
         try:
             self._send_features()
         except Refused:
             self._withheld = int(Status.FEATURES_OK)
 
     def _send_features(self) -> None:
-        word = self._driver_features & ((1 << 64) - 1) & ~(binding.TRANSPORT | binding.HIDDEN)
+        word = self._driver_features & _LOW & ~(binding.TRANSPORT | binding.HIDDEN)
         if not self._channel.has(_F.CONFIG):
             word &= self._offered | ~_CONFIGURED  # those that we offered in the back-end's place
         word |= self._offered & 1 << F_PROTOCOL_FEATURES
