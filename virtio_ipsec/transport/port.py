@@ -12,7 +12,7 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from time import monotonic_ns
 from typing import TYPE_CHECKING
@@ -25,9 +25,10 @@ from virtio_ipsec.ring.base import DeviceQueue
 from virtio_ipsec.ring.memory import GuestMemory
 from virtio_ipsec.transport.bells import Bell, check_eventfd
 from virtio_ipsec.transport.commands import CommandQueues
-from virtio_ipsec.transport.datapath import NativePath, NativeWork, PythonWork, Surroundings
+from virtio_ipsec.transport.datapath import NativePath, NativeWork, Surroundings
 from virtio_ipsec.transport.exchange import Exchange, Operator, check_features
-from virtio_ipsec.transport.lane import SPIN, Lane
+from virtio_ipsec.transport.lane import SPIN
+from virtio_ipsec.transport.lanes import Lanes
 from virtio_ipsec.transport.loop import Loop, Timer
 from virtio_ipsec.transport.rings import PortRings, QueuePlace, new_queue
 from virtio_ipsec.transport.uplink import Uplink
@@ -83,7 +84,6 @@ class ServedPort:
         self.on_change: Callable[[], None] = lambda: None
         #: The front-end keeps the control queue to itself: which queues it enables says how many pairs are in use.
         self.pairs_by_enabling = False
-        self._spin = spin
         self._memory = GuestMemory.anonymous(4096)
         self._log_view: WriteableBuffer | None = None
         self._inflight: WriteableBuffer | None = None
@@ -94,14 +94,13 @@ class ServedPort:
         self._path: NativePath | None = None
         self._counted: Counter[str] = Counter()
         self._slots = [_Slot() for _ in range(self._around.rings.admin_queue_index + 1)]
-        self._lanes: dict[int, Lane] = {}
-        self._works: dict[int, PythonWork | NativeWork] = {}
+        self._lanes = Lanes(name, self._around, self._set_free, spin)
         self._commands = CommandQueues(self.loop, self._run_commands)
         self._looking = False
         self._timer: tuple[int, Timer] | None = None
         self._closed = False
         self.loop.after_turn = self._publish_news
-        self._lane(0)
+        self._lanes.lane(0)
         self._look()
 
     # What the transport asks.
@@ -125,7 +124,7 @@ class ServedPort:
     def set_memory(self, memory: GuestMemory, places: dict[int, QueuePlace] | None = None) -> None:
         """The guest's memory is this from now on; what was shared before is no longer touched. Started queues go on in
         it, at ``places`` where one is named; RingError when one cannot, and then it has stopped."""
-        with self._all_parked():
+        with self._lanes.parked():
             going = {
                 i: replace((places or {}).get(i, slot.place), state=slot.queue.state())
                 for i, slot in enumerate(self._slots)
@@ -142,7 +141,7 @@ class ServedPort:
 
     def set_log(self, view: WriteableBuffer | None) -> None:
         """The dirty log: stores into guest memory are noted there from now on. Those into rings as their places say."""
-        with self._all_parked():
+        with self._lanes.parked():
             self._log_view = view
             if native.available():
                 fast_memory(self._memory).set_log(view)
@@ -165,10 +164,10 @@ class ServedPort:
     def begin(self) -> None:
         """Features have been negotiated: queues can be started. Before the first one."""
         if self._path is None and self.device.fast is not None and self.negotiated:
-            with self._all_parked(), self.lock:
+            with self._lanes.parked(), self.lock:
                 self._path = NativePath(self._around, self.device.fast)
                 self._path.publish()
-                self._give_work()
+                self._lanes.give_work(self._path)
 
     def start_queue(self, index: int, place: QueuePlace) -> None:
         """Take a queue into use. RingError or DeviceStateError when that cannot be."""
@@ -222,8 +221,7 @@ class ServedPort:
 
     def wake(self) -> None:
         """The device's status has changed: there may be work, of which nobody told while it was not allowed."""
-        for lane in self._lanes.values():
-            lane.wake()
+        self._lanes.wake()
         for index in range(len(self._slots)):
             self._commands.look(index)
 
@@ -233,14 +231,14 @@ class ServedPort:
         ``is_lost``: the front-end has not asked where its rings stopped. Then their in-flight records have to tell
         whoever serves it next; otherwise they are void.
         """
-        with self._all_parked():
+        with self._lanes.parked():
             for index in range(len(self._slots)):
                 if self.started(index):
                     self._end(index, keeps_record=is_lost)
             with self.lock:
                 self.device.reset()
                 ended, self._path = self._path, None
-                self._give_work()
+                self._lanes.give_work(self._path)
                 if ended is not None:
                     self._counted.update(ended.counts())
                     ended.close()
@@ -249,7 +247,7 @@ class ServedPort:
         """The driver's side is gone: reset, and nothing that it shared is kept."""
         self.reset(is_lost=True)
         self._inflight = self._log_view = None
-        with self._all_parked():
+        with self._lanes.parked():
             for index, slot in enumerate(self._slots):
                 slot.enabled = False
                 slot.call.attach(None)
@@ -287,9 +285,7 @@ class ServedPort:
             return
         self._closed = True
         self.disconnect()
-        for lane in self._lanes.values():
-            lane.close()
-        self._lanes.clear()
+        self._lanes.close()
         for slot in self._slots:
             slot.call.close()
             slot.err.close()
@@ -338,8 +334,7 @@ class ServedPort:
             if not self._is_data(index):
                 return
             pair = index >> 1
-            self._lane(pair)
-            work = self._works[pair]
+            work = self._lanes.work(pair)
             if index & 1:
                 work.discarded = None if slot.enabled else slot.queue
             if self._path is not None and isinstance(work, NativeWork):
@@ -374,46 +369,13 @@ class ServedPort:
 
     # Threads.
 
-    def _lane(self, pair: int) -> Lane:
-        lane = self._lanes.get(pair)
-        if lane is None:
-            self._works[pair] = self._new_work(pair)
-            lane = Lane(f"{self.name}-{pair}", self._works[pair], self._set_free, self._spin)
-            self._lanes[pair] = lane
-            readable = self.uplink.fileno() if pair == 0 else None
-            if readable is not None:
-                lane.watch(readable, edge=False)
-        return lane
-
-    def _give_work(self) -> None:
-        """To all lanes, which are parked: work of the path that there is now."""
-        for pair, lane in self._lanes.items():
-            lane.work = self._works[pair] = self._new_work(pair)
-
-    def _new_work(self, pair: int) -> PythonWork | NativeWork:
-        source = self._source(pair)
-        if self._path is None:
-            return PythonWork(self._around, pair, source)
-        return NativeWork(self._around, self._path, pair, source)
-
-    def _source(self, pair: int) -> Uplink | None:
-        """The uplink, for the one lane that reads it."""
-        return self.uplink if pair == 0 and self.uplink.fileno() is not None else None
-
     @contextmanager
     def _parked(self, index: int) -> Iterator[None]:
         """Nobody works on the queue."""
         if not self._is_data(index):
             yield
             return
-        with self._lane(index >> 1).parked():
-            yield
-
-    @contextmanager
-    def _all_parked(self) -> Iterator[None]:
-        with ExitStack() as stack:
-            for lane in self._lanes.values():
-                stack.enter_context(lane.parked())
+        with self._lanes.lane(index >> 1).parked():
             yield
 
     def _set_free(self) -> None:
@@ -427,7 +389,7 @@ class ServedPort:
         if slot.queue is None:
             return
         if self._is_data(index):
-            lane = self._lane(index >> 1)
+            lane = self._lanes.lane(index >> 1)
             if index & 1:  # who offers buffers to receive into need not say so
                 lane.unannounced = slot.kick is None
                 if slot.kick is not None:
@@ -439,8 +401,7 @@ class ServedPort:
         self._commands.unwatch(index)
         kick = self._slots[index].kick
         if kick is not None:
-            for lane in self._lanes.values():
-                lane.unwatch(kick)
+            self._lanes.unwatch(kick)
 
     def _ring_bells(self, indices: set[int]) -> None:
         for index in indices:
