@@ -132,3 +132,18 @@ def test_the_ports_address_is_answered_for_while_no_guest_is_there() -> None:
         assert peer.wire[0][12:14] == b"\x08\x06"
     finally:
         made.close()
+
+
+def test_what_time_brings_about_happens_in_the_control_thread(bench: Bench) -> None:
+    now = [5 * SECOND]
+    bench.port._exchange._clock = lambda: now[0]
+    bench.guest.send(datagram("a"))
+    (asked,) = bench.captured(1)  # who has the peer's address?
+    assert asked[12:14] == b"\x08\x06"
+    for _ in range(10):
+        now[0] += SECOND
+        bench.port._tick()
+    again = bench.uplink.take()
+    assert asked in again
+    assert any(Ether(frame)[IP].proto == 1 for frame in bench.guest.taken() if frame[12:14] == b"\x08\x00")
+    assert bench.port.counters()["tx_drop_no_next_hop"] == 1

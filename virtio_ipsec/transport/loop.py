@@ -68,10 +68,12 @@ class Loop:
         for _ in range(len(self._calls)):
             self._do(self._calls.popleft())
         now = monotonic_ns()
+        due: list[Timer] = []
         while self._timers and self._timers[0][0] <= now:
-            call = heapq.heappop(self._timers)[2].call
-            if call is not None:
-                self._do(call)
+            due.append(heapq.heappop(self._timers)[2])
+        for timer in due:  # those that they make have their turn later, whenever they are due
+            if timer.call is not None:
+                self._do(timer.call)
         self._do(self.after_turn)
 
     def run(self) -> None:
