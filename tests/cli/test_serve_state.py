@@ -53,8 +53,8 @@ class Service:
             self.driver.send(bytes(Ether(src=GUEST["a"], dst="02:00:00:00:0a:fe") / packet))
 
     def arrived(self) -> list[tuple[int, int]]:
-        """(sequence number, IV) of what is on the wire by now."""
-        frames = self.wire.receive(1000)
+        """(sequence number, IV) of the ESP packets that are on the wire by now."""
+        frames = [frame for frame in self.wire.receive(1000) if frame[12:14] == b"\x08\x00" and frame[23] == 50]
         return [(int.from_bytes(frame[38:42]), int.from_bytes(frame[42:50])) for frame in frames]
 
     def arrive(self, count: int = 1) -> list[tuple[int, int]]:

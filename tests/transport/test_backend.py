@@ -482,7 +482,7 @@ def test_the_channel_of_the_back_end_tells_of_changes() -> None:
         assert front.say(say.CHANNEL, b"", theirs.fileno(), ack=True) == 0
         theirs.close()
         bench.port.device.set_link(False)
-        bench.port._look_soon()
+        bench.port.look_soon()
         bench.until(lambda: True)
         ours.settimeout(PATIENCE)
         bench.port.loop.turn(0)

@@ -102,7 +102,8 @@ class Lock(Protocol):
 class ManagedPort:
     """One port. ``operator`` is None where the driver controls IPsec. ``counters`` takes the lock itself if it needs
     to. ``publish`` lets all packets that come after it go by the policy as it is now; called with the lock. ``settle``
-    writes the marks that SAs wait for. ``news``: there is something to publish that nobody waits for."""
+    is called when that has to be written which SAs wait for. ``news``: the port has something to look at, but nobody
+    waits for it."""
 
     name: str
     dialect: Dialect
@@ -273,7 +274,7 @@ class ManagedPort:
             records = [(held.spec.params, record(held.spec.params, start)) for held, start in plans]
             self.marks.record(self.name, deed.note(), records)
         self.deed = deed
-        sas.owned = True
+        sas.owned = self.news = True
         self.need_operator().activate()
         for held, start in plans:
             sas.go(held.spec.params, _engine(held), start)

@@ -69,9 +69,9 @@ class Management:
         publish: Callable[[], None],
         wake: Callable[[], None],
     ) -> ManagedPort:
-        """A port to be managed; see :class:`ManagedPort`. ``wake`` makes its own thread publish what is new."""
+        """A port to be managed; see :class:`ManagedPort`. ``wake`` makes its own thread look at what is new."""
         deed, sas = self._deeds.get(name, (Deed(), None))
-        port = ManagedPort(name, dialect, lock, counters, operator, sas, self.marks, publish, self._tick, deed=deed)
+        port = ManagedPort(name, dialect, lock, counters, operator, sas, self.marks, publish, self._answered, deed=deed)
         self.ports.append(port)
         self._wake[name] = wake
         if not deed.owner_is_here:
@@ -111,7 +111,7 @@ class Management:
             self.marks = None
 
     def _answered(self) -> None:
-        """Some requests have been answered."""
+        """Something may have been changed."""
         for port in self.ports:
             if port.news:
                 port.news = False

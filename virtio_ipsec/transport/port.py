@@ -88,7 +88,7 @@ class ServedPort:
         self._log_view: WriteableBuffer | None = None
         self._inflight: WriteableBuffer | None = None
         self._exchange = Exchange(device, operator, clock)
-        self._around = Surroundings(self._exchange, uplink, self.lock, self._look_soon)
+        self._around = Surroundings(self._exchange, uplink, self.lock, self.look_soon)
         self._around.rings = PortRings(self._exchange, self._memory)
         self._around.ring_bells = self._ring_bells
         self._path: NativePath | None = None
@@ -432,7 +432,7 @@ class ServedPort:
         if self.operator is not None and self.operator.generation != self._around.seen:
             self.publish()
 
-    def _look_soon(self) -> None:
+    def look_soon(self) -> None:
         """From any thread: the control thread has something to look at."""
         if not self._looking:
             self._looking = True

@@ -70,9 +70,8 @@ class RunningPort:
             undo.pop_all()
         dialect, port = plan.config.dialect, self.port
         management.add(
-            plan.name, dialect, port.lock, port.counters, self.operator, port.publish,
-            lambda: port.loop.call(lambda: None),
-        )  # fmt: skip
+            plan.name, dialect, port.lock, port.counters, self.operator, port.publish, port.look_soon
+        )
         self._thread = threading.Thread(target=self.port.loop.run, name=f"{plan.name}-control", daemon=True)
 
     def _operator(self, fast: FastPath | None, management: Management) -> OperatorPort | None:
