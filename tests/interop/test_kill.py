@@ -151,7 +151,7 @@ def test_a_stock_guest_outlives_its_back_end(tmp_path: Path) -> None:
         guest.send(f"timeout 200 traffic fetch {CASE.addresses[1]} {SERVER_PORT} 20000000")
         for _ in range(3):
             at = wire.counts["peer"]
-            until("the transfer goes on", lambda at=at: wire.counts["peer"] > at + 500, 60)  # type: ignore[misc]
+            until("the transfer goes on", lambda at=at: wire.counts["peer"] > at + 500, 180)  # type: ignore[misc]
             backend.kill()
             backend.start()
         status, output = guest.answer(240.0)

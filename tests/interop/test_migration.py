@@ -70,7 +70,7 @@ def test_live_migration_with_handover(tmp_path: Path, ring: str) -> None:
             f"traffic stream {STREAM.addresses[1]} {SERVER_PORT} 4000 512 2000 >/tmp/stream.log 2>&1 &\n"
             f"timeout 200 traffic fetch {BULK.addresses[1]} {SERVER_PORT} 20000000; wait; cat /tmp/stream.log"
         )
-        until("the load runs", lambda: wire.counts["first"] > 500, 60)
+        until("the load runs", lambda: wire.counts["first"] > 500, 180)
         capability = {"capability": "pause-before-switchover", "state": True}
         before.qmp("migrate-set-capabilities", capabilities=[capability])
         before.qmp("migrate", uri=moved)

@@ -72,7 +72,7 @@ class Guest:
             if connection is not None:
                 connection.close()
 
-    def wait(self, timeout: float = 90.0) -> Guest:
+    def wait(self, timeout: float = 240.0) -> Guest:
         """Until the guest takes scripts."""
         self._read_until(b"@@READY", timeout)
         return self
