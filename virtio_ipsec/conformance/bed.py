@@ -145,7 +145,6 @@ class _Limited:
 
     def __init__(self, target: Target, bed: Bed) -> None:
         self._target = target
-        self._bed = bed
         self.has_wire = target.has_wire and bed.inject and bed.capture
         self.patience = target.patience if bed.patience is None else bed.patience
         self.details = {**target.details, **bed.details}

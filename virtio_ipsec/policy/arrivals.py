@@ -26,7 +26,6 @@ from virtio_ipsec.policy.selectors import Outcome
 from virtio_ipsec.policy.state import Departure, Output, PortState, inner_mtu, parsed, tunnel_target
 from virtio_ipsec.policy.tables import Address
 
-_VERSIONS = {ethertype: version for version, ethertype in ethernet.ETHERTYPES.items()}
 _IPSEC = frozenset({ip.ESP, ip.AH})
 
 
@@ -67,7 +66,7 @@ class Arrivals:
         if link is None:
             self._state.drop("rx", Reason.MALFORMED)
             return
-        version = _VERSIONS.get(link.ethertype)
+        version = ethernet.VERSIONS.get(link.ethertype)
         if version is None:
             self._other(frame, link, now, out)
             return

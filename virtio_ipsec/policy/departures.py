@@ -31,7 +31,6 @@ from virtio_ipsec.policy.state import (
 )
 from virtio_ipsec.policy.tables import Address
 
-_VERSIONS = {ethertype: version for version, ethertype in ethernet.ETHERTYPES.items()}
 _TAGGED = "tagged"
 _MISDIRECTED = "misdirected"
 
@@ -51,7 +50,7 @@ class Departures:
             self._state.drop("tx", Reason.MALFORMED)
             return
         self._state.learn_guest(frame[6:12], now)
-        version = _VERSIONS.get(link.ethertype)
+        version = ethernet.VERSIONS.get(link.ethertype)
         if version is None:
             self._other(frame, link, now, out)
             return

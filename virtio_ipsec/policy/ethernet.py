@@ -11,6 +11,8 @@ IPV6 = 0x86DD
 TAGS = frozenset({0x8100, 0x88A8, 0x9100})
 BROADCAST = b"\xff" * 6
 ETHERTYPES = {4: IPV4, 6: IPV6}
+#: IP version by EtherType.
+VERSIONS = {IPV4: 4, IPV6: 6}
 
 
 class Link(NamedTuple):

@@ -13,12 +13,8 @@ from virtio_ipsec.errors import PacketError
 from virtio_ipsec.ipsec.process import find_spi, inbound, outbound
 from virtio_ipsec.ipsec.sa import InboundSa, OutboundSa
 from virtio_ipsec.policy.config import Config
+from virtio_ipsec.policy.ethernet import ETHERTYPES, VERSIONS, read_link
 from virtio_ipsec.policy.flows import Action, first_match
-
-ETHERTYPE_VERSIONS = {0x0800: 4, 0x86DD: 6}
-VERSION_ETHERTYPES = {version: ethertype for ethertype, version in ETHERTYPE_VERSIONS.items()}
-TAGS = frozenset({0x8100, 0x88A8, 0x9100})
-ETHERNET_HEADER = 14
 
 _Treatment = Callable[[bytes], tuple[bytes | None, str]]
 
@@ -33,15 +29,8 @@ class Outcome:
 
 def network_header(frame: bytes) -> int:
     """Offset of the IP header of an Ethernet frame, behind any tags; 0 when the frame is not IP."""
-    at = ETHERNET_HEADER
-    while len(frame) >= at:
-        kind = int.from_bytes(frame[at - 2 : at])
-        if kind in ETHERTYPE_VERSIONS:
-            return at
-        if kind not in TAGS:
-            return 0
-        at += 4
-    return 0
+    link = read_link(frame)
+    return link.l3 if link is not None and link.ethertype in VERSIONS else 0
 
 
 class Gateway:
@@ -85,7 +74,7 @@ class Gateway:
             return Outcome(packet, what)
         if what == "passed":
             return Outcome(frame, what)
-        ethertype = VERSION_ETHERTYPES[packet[0] >> 4].to_bytes(2)
+        ethertype = ETHERTYPES[packet[0] >> 4].to_bytes(2)
         return Outcome(frame[: at - 2] + ethertype + packet, what)
 
     def _protect(self, packet: bytes) -> tuple[bytes | None, str]:
