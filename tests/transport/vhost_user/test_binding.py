@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from virtio_ipsec.errors import WireError
+from virtio_ipsec.transport.payload import MessageError
 from virtio_ipsec.transport.vhost_user import binding
 from virtio_ipsec.transport.vhost_user.binding import DEVICE_INFO, FEATURE_WORDS, WITH_BINDING, DeviceInfo
-from virtio_ipsec.transport.vhost_user.messages import FRONTEND, MessageError, Request
+from virtio_ipsec.transport.vhost_user.messages import FRONTEND, Request
 from virtio_ipsec.wire.numbers import Feature, Status, mask
 
 DOCUMENT = (Path(__file__).parents[3] / "spec" / "vhost-user-binding.md").read_text(encoding="utf-8")

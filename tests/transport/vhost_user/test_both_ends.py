@@ -21,11 +21,11 @@ from virtio_ipsec.driver.errors import DriverError
 from virtio_ipsec.driver.features import SUPPORTED
 from virtio_ipsec.errors import TransportError
 from virtio_ipsec.fastpath import native
+from virtio_ipsec.transport.framing import PeerClosed
 from virtio_ipsec.transport.port import ServedPort
 from virtio_ipsec.transport.uplinks.crossed import End, crossed
 from virtio_ipsec.transport.vhost_user.backend import Backend
 from virtio_ipsec.transport.vhost_user.binding import PROTOCOL_FEATURE
-from virtio_ipsec.transport.vhost_user.connection import PeerClosed
 from virtio_ipsec.transport.vhost_user.frontend import PROTOCOL, Options, VhostUserLink
 from virtio_ipsec.wire.ipsec import IpsecSa
 from virtio_ipsec.wire.net_config import NetConfig

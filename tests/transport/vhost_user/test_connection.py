@@ -12,16 +12,10 @@ from collections.abc import Iterator
 import pytest
 
 from virtio_ipsec.errors import TransportError
-from virtio_ipsec.transport.vhost_user.connection import (
-    MAX_PAYLOAD,
-    Connection,
-    Message,
-    PeerClosed,
-    PeerStalled,
-    reply,
-    request,
-)
-from virtio_ipsec.transport.vhost_user.messages import MAX_FDS, MessageError
+from virtio_ipsec.transport.framing import PeerClosed, PeerStalled
+from virtio_ipsec.transport.payload import MessageError
+from virtio_ipsec.transport.vhost_user.connection import MAX_PAYLOAD, Connection, Message, reply, request
+from virtio_ipsec.transport.vhost_user.messages import MAX_FDS
 
 Pair = tuple[Connection, socket.socket]
 

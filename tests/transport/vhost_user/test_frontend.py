@@ -17,10 +17,11 @@ from peer import Peer, Told, u64
 from virtio_ipsec.errors import TransportError, WireError
 from virtio_ipsec.ring.chain import QueueLayout
 from virtio_ipsec.ring.queue import allocate_layout
+from virtio_ipsec.transport.framing import PeerClosed, PeerStalled, dial
+from virtio_ipsec.transport.payload import MessageError
 from virtio_ipsec.transport.vhost_user.channel import Refused
-from virtio_ipsec.transport.vhost_user.connection import PeerClosed, PeerStalled, await_caller, dial
+from virtio_ipsec.transport.vhost_user.connection import await_caller
 from virtio_ipsec.transport.vhost_user.frontend import PROTOCOL, Options, VhostUserLink
-from virtio_ipsec.transport.vhost_user.messages import MessageError
 from virtio_ipsec.wire.net_config import NetConfig
 from virtio_ipsec.wire.numbers import Feature, has, mask
 

@@ -11,16 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from virtio_ipsec.transport.payload import Layout, MessageError
 from virtio_ipsec.transport.vhost_user import messages
 from virtio_ipsec.transport.vhost_user.messages import (
     FRONTEND,
     Config,
     Inflight,
     Kind,
-    Layout,
     Log,
     MemoryRegion,
-    MessageError,
     ProtocolFeature,
     Request,
     VringAddress,

@@ -12,10 +12,11 @@ from functools import partial
 from time import monotonic_ns
 
 from virtio_ipsec.errors import TransportError
+from virtio_ipsec.transport.framing import PeerClosed
 from virtio_ipsec.transport.local_socket import Listener
 from virtio_ipsec.transport.loop import Timer
 from virtio_ipsec.transport.port import ServedPort
-from virtio_ipsec.transport.vhost_user.connection import Connection, PeerClosed
+from virtio_ipsec.transport.vhost_user.connection import Connection
 from virtio_ipsec.transport.vhost_user.session import Session
 
 _log = logging.getLogger(__name__)

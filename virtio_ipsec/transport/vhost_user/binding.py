@@ -12,12 +12,12 @@ from types import MappingProxyType
 from typing import Final
 
 from virtio_ipsec.errors import WireError
+from virtio_ipsec.transport.payload import Layout
 from virtio_ipsec.transport.vhost_user.messages import (
     F_LOG_ALL,
     F_PROTOCOL_FEATURES,
     FRONTEND,
     Kind,
-    Layout,
     ProtocolFeature,
 )
 from virtio_ipsec.wire.numbers import Feature, mask

@@ -9,23 +9,16 @@ from time import monotonic
 from typing import Any
 
 from virtio_ipsec.errors import TransportError
+from virtio_ipsec.transport.framing import PeerClosed, PeerStalled, close_all
+from virtio_ipsec.transport.payload import MessageError
 from virtio_ipsec.transport.vhost_user.binding import GET_DEVICE, SET_DRIVER_FEATURES, WITH_BINDING
-from virtio_ipsec.transport.vhost_user.connection import (
-    Connection,
-    Message,
-    PeerClosed,
-    PeerStalled,
-    close_all,
-    reply,
-    request,
-)
+from virtio_ipsec.transport.vhost_user.connection import Connection, Message, reply, request
 from virtio_ipsec.transport.vhost_user.messages import (
     BACKEND,
     INFLIGHT,
     U64,
     BackendRequest,
     Kind,
-    MessageError,
     ProtocolFeature,
     Request,
     name_of,

@@ -18,10 +18,11 @@ from virtio_ipsec.driver.link import TRANSPORT_BITS
 from virtio_ipsec.errors import TransportError
 from virtio_ipsec.ring.chain import QueueLayout
 from virtio_ipsec.ring.memory import Allocator, GuestMemory
+from virtio_ipsec.transport.framing import dial
 from virtio_ipsec.transport.vhost_user import binding
 from virtio_ipsec.transport.vhost_user.binding import DeviceInfo
 from virtio_ipsec.transport.vhost_user.channel import Channel, Refused
-from virtio_ipsec.transport.vhost_user.connection import Connection, dial
+from virtio_ipsec.transport.vhost_user.connection import Connection
 from virtio_ipsec.transport.vhost_user.messages import (
     F_LOG_ALL,
     F_PROTOCOL_FEATURES,

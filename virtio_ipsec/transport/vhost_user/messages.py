@@ -8,15 +8,13 @@ names are the text's, without ``VHOST_USER_``. Requests that are named but have 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Mapping
-from dataclasses import astuple, dataclass, field
+from collections.abc import Mapping
+from dataclasses import astuple, dataclass
 from enum import IntEnum, IntFlag
 from types import MappingProxyType
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final
 
-from virtio_ipsec.errors import TransportError
-
-T = TypeVar("T")
+from virtio_ipsec.transport.payload import NOTHING, Layout, MessageError, record
 
 #: Feature bits that stand for the transport, not for the device (bits of SET_FEATURES).
 F_LOG_ALL: Final = 26
@@ -32,10 +30,6 @@ VRING_INDEX_MASK: Final = 0xFF
 VRING_NO_FD: Final = 0x100
 #: Flag of SET_VRING_ADDR: writes to the used ring are logged.
 VRING_F_LOG: Final = 1
-
-
-class MessageError(TransportError):
-    """A message that the protocol does not allow; the connection it came from is of no more use."""
 
 
 class Flag(IntFlag):
@@ -140,23 +134,6 @@ class BackendRequest(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Layout(Generic[T]):
-    """One form of payload: from ``smallest`` to ``largest`` bytes."""
-
-    name: str
-    smallest: int
-    largest: int
-    build: Callable[[T], bytes] = field(repr=False)
-    _parse: Callable[[bytes], T] = field(repr=False)
-
-    def parse(self, payload: bytes) -> T:
-        """The value; MessageError for a payload that does not have this form."""
-        if not self.smallest <= len(payload) <= self.largest:
-            raise MessageError(f"{len(payload)} bytes are not a payload of type {self.name}")
-        return self._parse(payload)
-
-
-@dataclass(frozen=True, slots=True)
 class VringState:
     """A number for one vring: its size, its base, whether it is enabled."""
 
@@ -226,15 +203,6 @@ class VringFile:
     has_fd: bool = True
 
 
-def _record(name: str, form: str, kind: Callable[..., T]) -> Layout[T]:
-    packer = struct.Struct("=" + form)
-
-    def build(value: T) -> bytes:
-        return packer.pack(*astuple(value))  # type: ignore[call-overload]
-
-    return Layout(name, packer.size, packer.size, build, lambda payload: kind(*packer.unpack(payload)))
-
-
 def _build_memory(regions: tuple[MemoryRegion, ...]) -> bytes:
     return struct.pack("=II", len(regions), 0) + b"".join(_REGION.pack(*astuple(each)) for each in regions)
 
@@ -267,10 +235,9 @@ _CONFIG = struct.Struct("=III")
 _INFLIGHT = struct.Struct("=QQHH4x")
 _INFLIGHT_FIELDS = struct.calcsize("=QQHH")
 
-NOTHING: Final[Layout[None]] = Layout("nothing", 0, 0, lambda value: b"", lambda payload: None)
 U64: Final[Layout[int]] = Layout("u64", 8, 8, _U64.pack, lambda payload: int(_U64.unpack(payload)[0]))
-VRING_STATE: Final = _record("vring state", "II", VringState)
-VRING_ADDRESS: Final = _record("vring address", "IIQQQQ", VringAddress)
+VRING_STATE: Final = record("vring state", "II", VringState)
+VRING_ADDRESS: Final = record("vring address", "IIQQQQ", VringAddress)
 MEMORY: Final[Layout[tuple[MemoryRegion, ...]]] = Layout(
     "memory regions", 8, 8 + MAX_FDS * _REGION.size, _build_memory, _parse_memory
 )
@@ -281,7 +248,7 @@ MEMORY_REGION: Final[Layout[MemoryRegion]] = Layout(
     lambda region: bytes(8) + _REGION.pack(*astuple(region)),
     lambda payload: MemoryRegion(*_REGION.unpack_from(payload, 8)),
 )
-LOG: Final = _record("log", "QQ", Log)
+LOG: Final = record("log", "QQ", Log)
 #: Without LOG_SHMFD the payload of SET_LOG_BASE is an address that means nothing to another process.
 LOG_BASE: Final[Layout[Log | None]] = Layout(
     "log base",

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from virtio_ipsec.errors import ConfigError, TransportError
+from virtio_ipsec.transport.framing import dial
 from virtio_ipsec.transport.vhost_user import binding
-from virtio_ipsec.transport.vhost_user.connection import await_caller, dial
+from virtio_ipsec.transport.vhost_user.connection import await_caller
 from virtio_ipsec.transport.vhost_user.frontend import PROTOCOL, Options, VhostUserLink
 from virtio_ipsec.transport.vhost_user.messages import ProtocolFeature
 from virtio_ipsec.wire.dialect import Dialect

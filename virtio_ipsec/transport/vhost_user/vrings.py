@@ -8,8 +8,8 @@ from typing import Final, cast
 
 from virtio_ipsec.errors import TransportError
 from virtio_ipsec.ring.chain import QueueLayout
+from virtio_ipsec.transport.framing import close_all
 from virtio_ipsec.transport.vhost_user.channel import Channel, Refused
-from virtio_ipsec.transport.vhost_user.connection import close_all
 from virtio_ipsec.transport.vhost_user.messages import (
     LOG_PAGE,
     VRING_F_LOG,
