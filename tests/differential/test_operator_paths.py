@@ -127,7 +127,7 @@ class FastBox(Box):
         super().__init__(config, "c")
         self.draw = draw
         assert self.device.fast is not None
-        around = Surroundings(self.exchange, self, threading.RLock(), lambda: None)  # type: ignore[arg-type]
+        around = Surroundings(self.exchange, self, threading.RLock())  # type: ignore[arg-type]
         self.path = NativePath(around, self.device.fast)
         self.worker = self.path.new_worker()
         self.path.enter(self.worker)

@@ -142,7 +142,7 @@ def test_what_time_brings_about_happens_in_the_control_thread(bench: Bench) -> N
     assert asked[12:14] == b"\x08\x06"
     for _ in range(10):
         now[0] += SECOND
-        bench.port._tick()
+        bench.port._upkeep._tick()
     again = bench.uplink.take()
     assert asked in again
     assert any(Ether(frame)[IP].proto == 1 for frame in bench.guest.taken() if frame[12:14] == b"\x08\x00")

@@ -42,14 +42,14 @@ _IDLE_POLLS = 256
 class Surroundings:
     """What the paths of one port have in common."""
 
-    def __init__(
-        self, exchange: Exchange, uplink: Uplink, lock: threading.RLock, changed: Callable[[], None]
-    ) -> None:
+    def __init__(self, exchange: Exchange, uplink: Uplink, lock: threading.RLock) -> None:
         self.exchange = exchange
         self.uplink = uplink
         self.lock = lock
         #: Told, in any thread, when something may have happened that the control thread has to see to.
-        self.changed = changed
+        self.changed: Callable[[], None] = lambda: None
+        #: The path in C of this negotiation. None before it, and where Python does it all.
+        self.path: NativePath | None = None
         #: When the control thread means to look at the operator's timers, and what it has published of him.
         self.due: int | None = None
         self.seen = 0

@@ -111,10 +111,11 @@ class Management:
             self.marks = None
 
     def _answered(self) -> None:
-        """Something may have been changed."""
+        """Something may have been changed: it is in force before anybody is told so."""
         for port in self.ports:
             if port.news:
                 port.news = False
+                port.publish()
                 self._wake[port.name]()
         self._tick()
 

@@ -24,13 +24,13 @@ from virtio_ipsec.fastpath.rings import FastDeviceQueue, fast_memory
 from virtio_ipsec.ring.base import DeviceQueue
 from virtio_ipsec.ring.memory import GuestMemory
 from virtio_ipsec.transport.bells import Bell, check_eventfd
-from virtio_ipsec.transport.commands import CommandQueues
 from virtio_ipsec.transport.datapath import NativePath, NativeWork, Surroundings
 from virtio_ipsec.transport.exchange import Exchange, Operator, check_features
 from virtio_ipsec.transport.lane import SPIN
 from virtio_ipsec.transport.lanes import Lanes
-from virtio_ipsec.transport.loop import Loop, Timer
+from virtio_ipsec.transport.loop import Loop
 from virtio_ipsec.transport.rings import PortRings, QueuePlace, new_queue
+from virtio_ipsec.transport.upkeep import Upkeep
 from virtio_ipsec.transport.uplink import Uplink
 from virtio_ipsec.wire.numbers import Feature
 
@@ -38,9 +38,6 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 _log = logging.getLogger(__name__)
-
-#: Commands of a control or administration queue that are run before others have their turn.
-_COMMANDS = 16
 
 
 @dataclass(slots=True)
@@ -88,20 +85,17 @@ class ServedPort:
         self._log_view: WriteableBuffer | None = None
         self._inflight: WriteableBuffer | None = None
         self._exchange = Exchange(device, operator, clock)
-        self._around = Surroundings(self._exchange, uplink, self.lock, self.look_soon)
+        self._around = Surroundings(self._exchange, uplink, self.lock)
         self._around.rings = PortRings(self._exchange, self._memory)
         self._around.ring_bells = self._ring_bells
-        self._path: NativePath | None = None
         self._counted: Counter[str] = Counter()
         self._slots = [_Slot() for _ in range(self._around.rings.admin_queue_index + 1)]
         self._lanes = Lanes(name, self._around, self._set_free, spin)
-        self._commands = CommandQueues(self.loop, self._run_commands)
-        self._looking = False
-        self._timer: tuple[int, Timer] | None = None
+        self._upkeep = Upkeep(self._around, self.loop, self._looked)
+        self._commands = self._upkeep.commands
         self._closed = False
-        self.loop.after_turn = self._publish_news
         self._lanes.lane(0)
-        self._look()
+        self._upkeep.look()
 
     # What the transport asks.
 
@@ -163,11 +157,11 @@ class ServedPort:
 
     def begin(self) -> None:
         """Features have been negotiated: queues can be started. Before the first one."""
-        if self._path is None and self.device.fast is not None and self.negotiated:
+        if self._around.path is None and self.device.fast is not None and self.negotiated:
             with self._lanes.parked(), self.lock:
-                self._path = NativePath(self._around, self.device.fast)
-                self._path.publish()
-                self._lanes.give_work(self._path)
+                self._around.path = NativePath(self._around, self.device.fast)
+                self._around.path.publish()
+                self._lanes.give_work(self._around.path)
 
     def start_queue(self, index: int, place: QueuePlace) -> None:
         """Take a queue into use. RingError or DeviceStateError when that cannot be."""
@@ -237,8 +231,8 @@ class ServedPort:
                     self._end(index, keeps_record=is_lost)
             with self.lock:
                 self.device.reset()
-                ended, self._path = self._path, None
-                self._lanes.give_work(self._path)
+                ended, self._around.path = self._around.path, None
+                self._lanes.give_work(self._around.path)
                 if ended is not None:
                     self._counted.update(ended.counts())
                     ended.close()
@@ -271,8 +265,8 @@ class ServedPort:
         with self.lock:
             found = Counter(self.device.counters())
             found.update(self._counted)
-            if self._path is not None:
-                found.update(self._path.counts())
+            if self._around.path is not None:
+                found.update(self._around.path.counts())
             if self.operator is not None:
                 found.update(self.operator.counters())
         found.update({f"uplink_{name}": count for name, count in self.uplink.counters().items()})
@@ -289,7 +283,7 @@ class ServedPort:
         for slot in self._slots:
             slot.call.close()
             slot.err.close()
-        self._commands.close()
+        self._upkeep.close()
         self.loop.close()
         self.uplink.close()
 
@@ -337,9 +331,9 @@ class ServedPort:
             work = self._lanes.work(pair)
             if index & 1:
                 work.discarded = None if slot.enabled else slot.queue
-            if self._path is not None and isinstance(work, NativeWork):
+            if self._around.path is not None and isinstance(work, NativeWork):
                 receive, transmit = (self._around.rings.queue(2 * pair + side) for side in (0, 1))
-                self._path.set_queues(pair, receive, transmit)
+                self._around.path.set_queues(pair, receive, transmit)
                 work.queue = transmit
             self._steer()
 
@@ -353,8 +347,8 @@ class ServedPort:
             pairs += 1
         if context.steering.queue_pairs != pairs:
             context.steering = replace(context.steering, queue_pairs=pairs)
-            if self._path is not None:
-                self._path.publish()
+            if self._around.path is not None:
+                self._around.path.publish()
 
     def _is_data(self, index: int) -> bool:
         """Whether it is a receive or transmit queue, as things are negotiated."""
@@ -409,67 +403,18 @@ class ServedPort:
 
     # The control thread's part.
 
-    def _run_commands(self, index: int) -> bool:
-        with self.lock:
-            rings = self._around.rings
-            done, _ = rings.work_off(index, _COMMANDS)
-            if self._path is not None:
-                self._path.publish()
-            rung = rings.take_interrupts()
-        self._ring_bells(rung)
-        self._look()
-        return done == _COMMANDS
-
     def publish(self) -> None:
-        """In the control thread: what was changed in the operator's policy holds for all packets that come after this.
+        """From any thread: what was changed in the operator's policy holds for all packets that come after this.
         Happens by itself when the loop has had its turn."""
-        with self.lock:
-            self._around.seen = self.operator.generation if self.operator is not None else 0
-            if self._path is not None:
-                self._path.publish()
-
-    def _publish_news(self) -> None:
-        if self.operator is not None and self.operator.generation != self._around.seen:
-            self.publish()
+        self._upkeep.publish()
 
     def look_soon(self) -> None:
         """From any thread: the control thread has something to look at."""
-        if not self._looking:
-            self._looking = True
-            self.loop.call(self._look)
+        self._upkeep.look_soon()
 
-    def _look(self) -> None:
-        """What the device and the operator want of the control thread."""
-        self._looking = False
-        with self.lock:
-            due = self._around.due = self._exchange.deadline()
-            self.publish()
-        if self._timer is not None and self._timer[0] != due:
-            self._timer[1].cancel()
-            self._timer = None
-        if due is not None and self._timer is None:
-            self._timer = due, self.loop.at(due, self._tick)
-        self._tell_broken()
-        self.on_change()
-
-    def _tell_broken(self) -> None:
-        """The eventfds of broken rings in Python; csrc/ rings those of its own."""
+    def _looked(self) -> None:
+        """Tell of broken rings in Python (csrc/ rings the eventfds of its own), and of changes."""
         for slot in self._slots:
             if slot.queue is not None and slot.queue.broken and not isinstance(slot.queue, FastDeviceQueue):
                 slot.err.ring()
-
-    def _tick(self) -> None:
-        self._timer = None
-        with self.lock:
-            self._exchange.tick()
-            to_wire, to_guest = self._exchange.take()
-            if self._path is None:
-                for received in to_guest:
-                    self._around.rings.place(received)
-            rung = self._around.rings.take_interrupts()
-        self._ring_bells(rung)
-        if self._path is not None:
-            self._path.deliver(to_guest)
-        if to_wire:
-            self.uplink.send(to_wire)
-        self._look()
+        self.on_change()
