@@ -144,6 +144,36 @@ def test_an_sa_over_the_binding_protects_what_is_sent() -> None:
         assert left[0][34:42] == bytes.fromhex("0000123400000001")
 
 
+def test_a_thousand_sas_over_the_administration_queue() -> None:
+    """Made, looked at, used at both ends of the list, and destroyed again."""
+    packet = bytes.fromhex("4500001c00000000401100000a0000010a000002") + bytes.fromhex("0001000200080000")
+    with pair(Options(memory=4 << 20)) as (served, link):
+        driver = driver_of(link)
+        create = driver.sas.create_outbound, driver.sas.create_inbound
+        made = [
+            create[way](
+                IpsecSa(
+                    IpsecMode.ESP_TRANSPORT, way, 0x1000 + number, number.to_bytes(4),
+                    cipher_algo=AeadAlgo.GCM, cipher_key=number.to_bytes(16),
+                )
+            )
+            for number in range(500) for way in (0, 1)
+        ]  # fmt: skip
+        context = served.port.device.context
+        assert (len(context.outbound), len(context.inbound)) == (500, 500)
+        left: list[bytes] = []
+        for sa in (made[0], made[-2]):
+            driver.send(PEER + MAC + b"\x08\x00" + packet, sa=sa)
+        until(lambda: left.extend(served.wire.receive(8)) or len(left) == 2)
+        assert [each[34:42].hex() for each in left] == ["0000100000000001", "000011f300000001"]
+        assert driver.sas.query(made[-1]).spi == 0x11F3
+        until(lambda: link.poll(0.01) or driver.reap() or not made[-2].in_flight)
+        for sa in made:
+            driver.sas.destroy(sa)
+        assert not context.outbound
+        assert not context.inbound
+
+
 @pytest.mark.parametrize("ring", FORMATS)
 def test_a_back_end_that_was_lost_is_gone_on_with(ring: str) -> None:
     if not native.available():
