@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from virtio_ipsec.device.admin import build_reply, parse_command, parse_object
+from virtio_ipsec.device.admin_frames import build_reply, parse_command, parse_object
 from virtio_ipsec.device.config import DeviceConfig
 from virtio_ipsec.wire.admin import ADMIN_COMMAND, ADMIN_REPLY, OBJECT_COMMAND, AdminReply
 from virtio_ipsec.wire.dialect import V14
@@ -72,16 +72,6 @@ def test_then_the_opcode_then_the_member(guest: Any) -> None:
     assert guest.send(CAP_LIST, member=1).code == INVALID_MEMBER
     assert guest.send(DESTROY, member=1 << 63).code == INVALID_MEMBER
     assert guest.send(LIST_QUERY, member=1).code == OK
-
-
-def test_groups_are_independent_where_there_are_two(make: Callable[..., Any]) -> None:
-    guest = make(DeviceConfig(num_vfs=2))
-    assert guest.send(LIST_QUERY, group=1).result == struct.pack("<Q", 3)
-    assert guest.send(CAP_LIST, group=1, member=1).code == INVALID_OPCODE
-    assert guest.send(LIST_USE, struct.pack("<Q", 2), group=1).code == OK
-    assert guest.send(LIST_QUERY, group=1).code == INVALID_OPCODE
-    assert guest.send(LIST_QUERY).code == OK
-    assert guest.send(LIST_QUERY, group=2).code == INVALID_GROUP
 
 
 def test_the_list_never_shrinks_over_resets(make: Callable[..., Any]) -> None:

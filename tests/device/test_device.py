@@ -44,8 +44,6 @@ LAYOUT = QueueLayout(8, 0x1000, 0x2000, 0x3000)
         {"speed": 1 << 31},
         {"speed": 1 << 32},
         {"supported_hash_types": 1 << 20},
-        {"num_vfs": -1},
-        {"num_vfs": 1 << 16},
         {"sa_table_size": -1},
     ],
 )

@@ -6,7 +6,8 @@ from typing import Any
 
 from registry import mutant
 
-from virtio_ipsec.device.admin import LIST_COMMANDS, AdminCommands, build_reply, parse_command
+from virtio_ipsec.device.admin import LIST_COMMANDS, AdminCommands
+from virtio_ipsec.device.admin_frames import build_reply, parse_command
 from virtio_ipsec.device.device import Device
 from virtio_ipsec.errors import (
     AdminError,
@@ -277,7 +278,7 @@ class ListSurvivesReset(Device):
             self.commands.used[group] = opcodes
 
 
-@mutant("ADM-DEV-10", num_vfs=2)
+@mutant("ADM-DEV-10", members=2)
 class OneListForAllGroups(AdminCommands):
     """The group types share one list."""
 
@@ -287,8 +288,11 @@ class OneListForAllGroups(AdminCommands):
             self.used[group] = self.used[command.group_type]
         return answer
 
+    def handle(self, command: AdminCommand) -> bytes:
+        return self.handlers[command.opcode](command)
 
-@mutant("ADM-DEV-10", "CAP-DEV-05", "CAP-DEV-06", num_vfs=2)
+
+@mutant("ADM-DEV-10", "CAP-DEV-05", "CAP-DEV-06", members=2)
 class SelfListForVirtualFunctions(AdminCommands):
     """The list of the self group holds for the SR-IOV group."""
 
@@ -296,9 +300,8 @@ class SelfListForVirtualFunctions(AdminCommands):
         if command.opcode not in self.used[GroupType.SELF]:
             super().check_opcode(command)
 
-    def check_member(self, command: AdminCommand) -> None:
-        if command.group_type == GroupType.SELF:
-            super().check_member(command)
+    def handle(self, command: AdminCommand) -> bytes:
+        return self.handlers[command.opcode](command)
 
 
 @mutant("ADM-DEV-14")

@@ -192,21 +192,22 @@ class CapabilitiesForAll(AdminCommands):
     """The capability commands work for the SR-IOV group as well."""
 
     def group_types(self) -> dict[int, frozenset[int]]:
-        groups = super().group_types()
-        more = {Opcode.CAP_ID_LIST_QUERY, Opcode.DEVICE_CAP_GET, Opcode.DRIVER_CAP_SET}
-        return groups | {int(GroupType.SRIOV): groups[GroupType.SRIOV] | more}
+        more = frozenset({Opcode.CAP_ID_LIST_QUERY, Opcode.DEVICE_CAP_GET, Opcode.DRIVER_CAP_SET})
+        return {
+            group: opcodes | more if group == GroupType.SRIOV else opcodes
+            for group, opcodes in super().group_types().items()
+        }
 
-    def check_member(self, command: AdminCommand) -> None:
-        if command.group_type == GroupType.SELF:
-            super().check_member(command)
+    def handle(self, command: AdminCommand) -> bytes:
+        return self.handlers[command.opcode](command)
 
 
-@mutant("CAP-DEV-05", "CAP-DEV-06", num_vfs=1)
+@mutant("CAP-DEV-05", "CAP-DEV-06", members=1)
 class CapabilitiesOfVirtualFunctions(CapabilitiesForAll):
     """The capability commands work for the SR-IOV group."""
 
 
-@mutant("CAP-DEV-06", "CAP-DEV-05", num_vfs=1)
+@mutant("CAP-DEV-06", "CAP-DEV-05", members=1)
 class NoErrorForAnotherGroup(CapabilitiesForAll):
     """The capability commands answer OK for the SR-IOV group."""
 

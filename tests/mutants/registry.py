@@ -19,6 +19,7 @@ from virtio_ipsec.device.capabilities import Capabilities, Capability
 from virtio_ipsec.device.config import DeviceConfig
 from virtio_ipsec.device.control import ControlQueue
 from virtio_ipsec.device.device import Device
+from virtio_ipsec.device.member_commands import MemberCommands
 from virtio_ipsec.device.objects import ObjectKind, ObjectStore
 from virtio_ipsec.device.receive import Receiver
 from virtio_ipsec.device.rings import Rings
@@ -34,6 +35,7 @@ PAIRS = 2
 #: Which attribute of the device class holds a part.
 PARTS: tuple[tuple[type, str], ...] = (
     (AdminCommands, "commands_class"),
+    (MemberCommands, "member_commands_class"),
     (Capabilities, "capabilities_class"),
     (ControlQueue, "controls_class"),
     (Transmitter, "transmitter_class"),
@@ -48,7 +50,7 @@ class Mutant:
     """A wrong device. A case that cites ``clause`` must have a failing check on it; failing checks on other
     clauses are allowed only for ``dependants``, which say the same thing from another side or rest on it.
 
-    ``config`` are settings of the device that differ from the defaults.
+    ``config`` are settings of the device that differ from the defaults, and ``members``: how many it owns.
     """
 
     name: str
@@ -62,8 +64,9 @@ class Mutant:
         """A fresh device of this kind; two of them behave alike."""
         dialect = DIALECTS[self.dialect]
         settings = {"max_queue_pairs": PAIRS, **dict(self.config)}
+        members = settings.pop("members", 0)
         config = DeviceConfig(dialect=dialect, **settings)
-        return loopback("python", dialect, self.device, config, Random(1).randbytes)
+        return loopback(f"python,members={members}", dialect, self.device, config, Random(1).randbytes)
 
     def __str__(self) -> str:
         return self.name

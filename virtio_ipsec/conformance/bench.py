@@ -12,11 +12,12 @@ from time import monotonic
 from typing import TYPE_CHECKING, TypeVar
 
 from virtio_ipsec.conformance.admin import AdminBench
+from virtio_ipsec.conformance.case import NEEDS
 from virtio_ipsec.conformance.hexdiff import hex_diff
 from virtio_ipsec.conformance.packets import PacketBench
 from virtio_ipsec.conformance.queues import Queues
 from virtio_ipsec.conformance.result import Check, failing_verdict
-from virtio_ipsec.conformance.target import Target
+from virtio_ipsec.conformance.target import Owner, Target
 from virtio_ipsec.conformance.trace import Trace
 from virtio_ipsec.conformance.verdict import CheckFailed, Unsupported, Verdict, Wedged
 from virtio_ipsec.errors import CommandFailed
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+#: Virtual functions that cases about members need.
+MEMBERS = 2
 #: Items of a sweep in a thin run.
 THIN = 8
 #: Accepted by default when offered: enough for IPsec and flow filters, nothing that changes the packets.
@@ -69,12 +72,35 @@ class Bench:
         self.packets = PacketBench(self)
         #: The device's IPsec capabilities once a case has read them: `sas.make` stays within them.
         self.sa_caps: Caps | None = None
+        self._members: list[Bench] = []
+
+    @property
+    def owner(self) -> Owner:
+        """The target as the owner of an SR-IOV group; a case asks for it by the need ``members``."""
+        if not isinstance(self.target, Owner):
+            raise Unsupported(NEEDS["members"])
+        return self.target
+
+    def member(self, number: int) -> Bench:
+        """A bench around a virtual function of the target. What it records belongs to this case."""
+        bench = Bench(self.owner.member(number), self.rng, self.case, thin=self._thin)
+        bench.checks, bench.readings, bench.trace = self.checks, self.readings, self.trace
+        bench.queues = Queues(bench.target, self.trace)
+        self._members.append(bench)
+        return bench
 
     # -- life cycle ---------------------------------------------------------------------------------------
 
     def reset(self) -> None:
-        """Reset the device and forget all queues."""
+        """Reset the device and forget all queues, members and theirs."""
         self.target.reset()
+        self.forget()
+
+    def forget(self) -> None:
+        """Give all memory back, for the device has been reset or will be before anything else happens."""
+        for member in self._members:
+            member.forget()
+        self._members.clear()
         self.queues.forget()
         self.packets.forget()
         self.features = 0
@@ -127,6 +153,8 @@ class Bench:
             return has(offered, features[need])
         if need == "wire":
             return self.target.has_wire
+        if need == "members":
+            return isinstance(self.target, Owner) and self.target.total_vfs >= MEMBERS
         if need == "modify_query":
             return self.dialect.supports_modify_query
         if not has(offered, Feature.F_ADMIN_VQ) or (

@@ -25,6 +25,7 @@ NEEDS = {
     "wire": "the test bed has no wire: nothing can be injected or captured",
     "ctrl_vq": "the device offers no control virtqueue (VIRTIO_NET_F_CTRL_VQ)",
     "mq": "the device has a single queue pair",
+    "members": "the device has no SR-IOV group of two members that the test bed reaches",
     "queue_reset": "the device offers no VIRTIO_F_RING_RESET",
 }
 

@@ -85,7 +85,7 @@ def run_case(
     except Exception as error:  # a defect of the suite or of the target must not end the run
         verdict, reason = Verdict.ERROR, f"unexpected {type(error).__name__}: {error}"
     finally:
-        bench.queues.forget()  # the next case has a bench of its own, and resets the device first
+        bench.forget()  # the next case has a bench of its own, and resets the device first
     if verdict is None:
         verdict = case_verdict(bench.checks)
         if verdict is Verdict.ERROR:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import entry_points
-from typing import Protocol, cast
+from typing import Protocol, cast, runtime_checkable
 
 from virtio_ipsec.driver.link import Link
 from virtio_ipsec.errors import ConfigError, VirtioIpsecError
@@ -57,6 +57,22 @@ class Target(Link, Protocol):
 
     def close(self) -> None:
         """Release what the target holds."""
+
+
+@runtime_checkable
+class Owner(Protocol):
+    """What a :class:`Target` has in addition when its device owns an SR-IOV group whose members can be reached. After
+    a reset of the target all members are there, fresh."""
+
+    @property
+    def total_vfs(self) -> int:
+        """How many virtual functions there can be."""
+
+    def enable_vfs(self, num_vfs: int | None) -> None:
+        """Set VF Enable with this NumVFs where it is clear, or clear it."""
+
+    def member(self, number: int) -> Target:
+        """Virtual function ``number``, while it is there."""
 
 
 Factory = Callable[[str, Dialect], Target]

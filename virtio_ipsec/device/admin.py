@@ -6,18 +6,17 @@ becomes the status of the answer in exactly one place, :meth:`AdminCommands.proc
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable
 from typing import Final
 
+from virtio_ipsec.device.admin_frames import OK, build_reply, parse_command, parse_object
 from virtio_ipsec.device.capabilities import Capabilities
 from virtio_ipsec.device.config import DeviceConfig
 from virtio_ipsec.device.counters import Counters
+from virtio_ipsec.device.member_commands import MemberCommands
 from virtio_ipsec.device.objects import ObjectStore
 from virtio_ipsec.errors import (
     AdminError,
-    AdminQualifier,
-    AdminStatus,
     InvalidField,
     InvalidGroup,
     InvalidMember,
@@ -27,7 +26,6 @@ from virtio_ipsec.errors import (
 from virtio_ipsec.wire.admin import (
     CAP_COMMAND,
     AdminCommand,
-    ObjectCommand,
     id_bitmap_build,
     id_bitmap_parse,
 )
@@ -38,40 +36,21 @@ LIST_COMMANDS: Final = frozenset({int(Opcode.LIST_QUERY), int(Opcode.LIST_USE)})
 
 Handler = Callable[[AdminCommand], bytes]
 
-# The frames of every command, by ``struct``: rekeying thousands of SAs a second is a data path of its own.
-# The codecs of ``wire`` say the same more readably, and the tests hold the two together.
-_COMMAND: Final = struct.Struct("<HH12xQ")
-_OBJECT: Final = struct.Struct("<HxxIQ")
-_REPLY: Final = struct.Struct("<HH4x")
-_OK: Final = (int(AdminStatus.OK), int(AdminQualifier.OK))
-
-
-def parse_command(readable: bytes) -> AdminCommand:
-    """The device-readable part; missing bytes are zero (AVQ-DEV-01)."""
-    head = readable if len(readable) >= _COMMAND.size else readable.ljust(_COMMAND.size, b"\0")
-    opcode, group_type, member = _COMMAND.unpack_from(head)
-    return AdminCommand(opcode, group_type, member, readable[_COMMAND.size :])
-
-
-def parse_object(data: bytes) -> ObjectCommand:
-    """Data of an object command; missing bytes are zero."""
-    head = data if len(data) >= _OBJECT.size else data.ljust(_OBJECT.size, b"\0")
-    kind, object_id, flags = _OBJECT.unpack_from(head)
-    return ObjectCommand(kind, object_id, flags, data[_OBJECT.size :])
-
-
-def build_reply(status: int, qualifier: int, result: bytes = b"") -> bytes:
-    """The device-writable part, a multiple of 8 bytes (AVQ-DEV-05)."""
-    return _REPLY.pack(status, qualifier) + result + bytes(-len(result) % 8)
-
 
 class AdminCommands:
     """The administration side of one device between two resets."""
 
     def __init__(
-        self, config: DeviceConfig, capabilities: Capabilities, objects: ObjectStore, counters: Counters
+        self,
+        config: DeviceConfig,
+        capabilities: Capabilities,
+        objects: ObjectStore,
+        counters: Counters,
+        group: MemberCommands | None = None,
     ) -> None:
         self.config = config
+        #: The SR-IOV group; None on a function without that capability.
+        self.group = group
         self.capabilities = capabilities
         self.objects = objects
         self.counters = counters
@@ -93,13 +72,12 @@ class AdminCommands:
         self.used: dict[int, frozenset[int]] = dict.fromkeys(self.supported, LIST_COMMANDS)
 
     def group_types(self) -> dict[int, frozenset[int]]:
-        """What each group supports. Without virtual functions there is no SR-IOV group (ADM-DEV-17).
-
-        Capability and object commands are for the self group only (CAP-DEV-05, ledger E81).
+        """What each group supports: a function that can have virtual functions knows the SR-IOV group, whether it
+        exists or not. Capability commands are for the self group only (CAP-DEV-05, ledger E81).
         """
         groups = {int(GroupType.SELF): frozenset(self.handlers)}
-        if self.config.num_vfs:
-            groups[int(GroupType.SRIOV)] = LIST_COMMANDS
+        if self.group is not None:
+            groups[int(GroupType.SRIOV)] = LIST_COMMANDS | self.group.handlers.keys()
         return groups
 
     def process(self, readable: bytes, writable_len: int) -> bytes:
@@ -110,7 +88,7 @@ class AdminCommands:
         """
         self.counters.add("admin_commands")
         try:
-            answer = build_reply(*_OK, self.execute(parse_command(readable)))
+            answer = build_reply(*OK, self.execute(parse_command(readable)))
         except AdminError as error:
             self.counters.add("admin_errors")
             answer = build_reply(error.status, error.qualifier)
@@ -128,14 +106,22 @@ class AdminCommands:
         self.check_opcode(command)
         self.check_member(command)
         try:
-            return self.handlers[command.opcode](command)
+            return self.handle(command)
         except WireError as error:
             raise InvalidField(str(error)) from error
 
+    def handle(self, command: AdminCommand) -> bytes:
+        """Carry out a command whose frame is valid."""
+        if self.group is None or command.group_type == GroupType.SELF or command.opcode in LIST_COMMANDS:
+            return self.handlers[command.opcode](command)
+        return self.group.handlers[command.opcode](command.group_member_id, command.data)
+
     def check_group(self, command: AdminCommand) -> None:
-        """The group type exists (ADM-DEV-02, ADM-DEV-17)."""
+        """The group type exists (ADM-DEV-02); that of virtual functions while VF Enable is set (ADM-DEV-17)."""
         if command.group_type not in self.supported:
             raise InvalidGroup(f"group type {command.group_type}", clause="ADM-DEV-02")
+        if command.group_type == GroupType.SRIOV and self.num_vfs() is None:
+            raise InvalidGroup("VF Enable is clear", clause="ADM-DEV-17")
 
     def check_opcode(self, command: AdminCommand) -> None:
         """The opcode is in the list that the driver announced for the group (ADM-DEV-03, 11, 13)."""
@@ -143,9 +129,19 @@ class AdminCommands:
             raise InvalidOpcode(f"opcode {command.opcode:#x}", clause="ADM-DEV-13")
 
     def check_member(self, command: AdminCommand) -> None:
-        """Where a command uses it, the member id is a member's (ADM-DEV-04); the self group has member 0 (E106)."""
-        if command.opcode not in LIST_COMMANDS and command.group_member_id != 0:
-            raise InvalidMember(f"group member {command.group_member_id}", clause="ADM-DEV-04")
+        """Where a command uses it (E110), the member id is a member's (ADM-DEV-04): 0 in the self group (E106), else a
+        VF number (ADM-DEV-18)."""
+        if command.opcode in LIST_COMMANDS:
+            return
+        if command.group_type == GroupType.SELF:
+            if command.group_member_id != 0:
+                raise InvalidMember(f"group member {command.group_member_id}", clause="ADM-DEV-04")
+        elif not 1 <= command.group_member_id <= (self.num_vfs() or 0):
+            raise InvalidMember(f"group member {command.group_member_id}", clause="ADM-DEV-18")
+
+    def num_vfs(self) -> int | None:
+        """NumVFs while VF Enable is set."""
+        return None if self.group is None else self.group.members.num_vfs
 
     def list_query(self, command: AdminCommand) -> bytes:
         """LIST_QUERY: the supported opcodes of the group."""

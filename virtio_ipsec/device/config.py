@@ -116,8 +116,6 @@ class DeviceConfig:
     rss_max_key_size: int = 40
     rss_max_indirection_table_length: int = 128
     supported_hash_types: int = int(~HashType(0))
-    #: Virtual functions of an enabled SR-IOV group; 0 is a plain function without that group (ADM-DEV-17).
-    num_vfs: int = 0
 
     ipsec_limits: IpsecResourceCap = _IPSEC_LIMITS
     sa_cap: IpsecSaCap = field(default_factory=full_sa_cap)
@@ -130,6 +128,8 @@ class DeviceConfig:
 
     #: E53: False delivers a packet that failed IPsec as it came, flags SECURITY|SECURITY_ERR; True drops it.
     drop_error_packets: bool = False
+    #: E81: False keeps the SAs of members to themselves; True lets their owner reach them through group type 1.
+    owner_managed: bool = False
     #: E41: False echoes keys and salt in QUERY as the text demands; True answers zeros in their place.
     zero_keys_in_query: bool = False
 
@@ -154,8 +154,6 @@ class DeviceConfig:
             )
         if self.supported_hash_types & ~int(~HashType(0)):
             raise ConfigError(f"supported_hash_types {self.supported_hash_types:#x}: known types only")
-        if not 0 <= self.num_vfs <= 0xFFFF:
-            raise ConfigError(f"num_vfs {self.num_vfs}: 0 to 65535")
         if self.sa_table_size is not None and self.sa_table_size < 0:
             raise ConfigError(f"sa_table_size {self.sa_table_size}: None or how many SAs there is room for")
         self._check_features()

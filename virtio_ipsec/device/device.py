@@ -21,6 +21,8 @@ from virtio_ipsec.device.fast_rings import FastRings
 from virtio_ipsec.device.features import FEATURE_BITS, acceptable
 from virtio_ipsec.device.flow_objects import ClassifierKind, GroupKind, RuleKind
 from virtio_ipsec.device.ipsec_objects import InboundSaKind, OutboundSaKind
+from virtio_ipsec.device.member_commands import MemberCommands
+from virtio_ipsec.device.members import Members
 from virtio_ipsec.device.net_config import ConfigSpace
 from virtio_ipsec.device.objects import ObjectKind, ObjectStore
 from virtio_ipsec.device.receive import Receiver
@@ -47,6 +49,7 @@ class Device:
     #: The parts; a variant of the device replaces some by subclasses.
     capabilities_class: ClassVar[type[Capabilities]] = Capabilities
     commands_class: ClassVar[type[AdminCommands]] = AdminCommands
+    member_commands_class: ClassVar[type[MemberCommands]] = MemberCommands
     controls_class: ClassVar[type[ControlQueue]] = ControlQueue
     transmitter_class: ClassVar[type[Transmitter]] = Transmitter
     receiver_class: ClassVar[type[Receiver]] = Receiver
@@ -76,6 +79,7 @@ class Device:
         self._rng = rng
         self._counters = Counters()
         self._space = ConfigSpace(config)
+        self._members: Members | None = None
         self._status = 0
         self._driver_features = 0
         #: Those whose workers count.
@@ -110,8 +114,22 @@ class Device:
         context.guest_offloads = features & GUEST_OFFLOADS
         self.capabilities = self.capabilities_class(self.config, features)
         self.objects = self.objects_class(kind(context, self.capabilities) for kind in self.object_kinds)
-        self.commands = self.commands_class(self.config, self.capabilities, self.objects, self._counters)
+        group = None if self._members is None else self.member_commands_class(self.config, self._members)
+        self.commands = self.commands_class(
+            self.config, self.capabilities, self.objects, self._counters, group
+        )
         self.controls = self.controls_class(context, self._space)
+
+    @property
+    def members(self) -> Members | None:
+        """The SR-IOV group that this device owns, whether it exists at the moment or not. Set before a driver is there:
+        it resets the device."""
+        return self._members
+
+    @members.setter
+    def members(self, members: Members) -> None:
+        self._members = members
+        self.reset()
 
     # Register level
 

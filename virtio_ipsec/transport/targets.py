@@ -3,44 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import replace
 
 from virtio_ipsec.device.config import DeviceConfig
 from virtio_ipsec.device.device import Device
 from virtio_ipsec.device.fast import fast_path
-from virtio_ipsec.transport.loopback import Loopback
+from virtio_ipsec.errors import ConfigError
+from virtio_ipsec.transport.loopback_members import LoopbackMember, LoopbackOwner
+from virtio_ipsec.transport.loopback_target import LoopbackTarget
 from virtio_ipsec.wire.dialect import Dialect
 
-#: Bytes of guest memory: room for all rings and for receive buffers of 64 KiB on every queue.
-_MEMORY = 16 << 20
-
-
-class LoopbackTarget(Loopback):
-    """The embedded device as a target. It answers within each call, so nobody has to wait for it."""
-
-    name = "loopback"
-    has_wire = True
-    patience = 0.0
-
-    def __init__(self, device: Device) -> None:
-        super().__init__(device, memory_size=_MEMORY)
-        self.dialect = device.config.dialect
-
-    @property
-    def details(self) -> Mapping[str, str]:
-        """Which device model this is, and what moves its packets."""
-        fast = self.device.fast
-        engine = "python" if fast is None else f"c ({fast.sas.engine.name})"
-        return {"device": type(self.device).__name__, "engine": engine}
-
-    def reset(self) -> None:
-        """Reset the device; frames and interrupts of its earlier life are forgotten."""
-        self.write_status(0)
-        self.captured()
-        self.interrupts()
-
-    def close(self) -> None:
-        """Nothing to release."""
+#: Most virtual functions of an embedded device: each has memory of its own.
+MAX_MEMBERS = 64
 
 
 def loopback(
@@ -51,8 +26,32 @@ def loopback(
     rng: Callable[[int], bytes] = os.urandom,
 ) -> LoopbackTarget:
     """A target around a device made here; ``config`` (whose dialect is ``dialect``) defaults to everything
-    that the device can do. ``argument`` names the engine (see :func:`fast_path`), "auto" when empty; a variant of the
-    device is Python's. ConfigError for an engine that there is not."""
-    fast = fast_path(argument or "auto", os.urandom)
+    that the device can do. ``argument``: the engine (see :func:`fast_path`) and, as ``members=N``, how many virtual
+    functions it has, with a comma in between; "auto" and none when left out. A variant of the device is Python's.
+    ConfigError for an engine that there is not."""
+    engine, members = _parse(argument)
     config = config or DeviceConfig(dialect=dialect)
-    return LoopbackTarget(Device(config, rng, fast) if device_class is Device else device_class(config, rng))
+
+    def device(number: int) -> Device:
+        mac = (int.from_bytes(config.mac) ^ number).to_bytes(6)
+        own = config if not number else replace(config, mac=mac)
+        fast = fast_path(engine, os.urandom)
+        return Device(own, rng, fast) if device_class is Device else device_class(own, rng)
+
+    if not members:
+        return LoopbackTarget(device(0))
+    return LoopbackOwner(device(0), [LoopbackMember(device(number)) for number in range(1, members + 1)])
+
+
+def _parse(argument: str) -> tuple[str, int]:
+    """Engine and number of members."""
+    engine, members = "auto", 0
+    for word in filter(None, argument.split(",")):
+        name, equals, value = word.partition("=")
+        if not equals:
+            engine = word
+        elif name == "members" and value.isdecimal() and int(value) <= MAX_MEMBERS:
+            members = int(value)
+        else:
+            raise ConfigError(f"loopback: {word!r}: members=N with N up to {MAX_MEMBERS}")
+    return engine, members

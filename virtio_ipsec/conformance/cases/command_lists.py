@@ -6,6 +6,7 @@ from virtio_ipsec.conformance.admin import Reply, demand
 from virtio_ipsec.conformance.bench import Bench
 from virtio_ipsec.conformance.case import case
 from virtio_ipsec.conformance.sas import enable
+from virtio_ipsec.conformance.target import Owner
 from virtio_ipsec.conformance.verdict import Unsupported
 from virtio_ipsec.errors import AdminQualifier, AdminStatus
 from virtio_ipsec.wire.admin import id_bitmap_build, id_bitmap_parse
@@ -214,9 +215,11 @@ def sriov_group(bench: Bench) -> None:
     """Without virtual functions every command of the SR-IOV group gets EINVAL and Q_INVALID_GROUP.
 
     LIST_QUERY may also answer OK with an empty list (E87). Sent before and after LIST_USE for the self group,
-    with the member ids 0, 1 and 65535.
+    with the member ids 0, 1 and 65535. Where the test bed can, VF Enable is cleared before.
     """
     bench.start()
+    if isinstance(bench.target, Owner):
+        bench.target.enable_vfs(None)
     query = bench.admin.list_query(group=GroupType.SRIOV)
     if query.ok and id_bitmap_parse(query.result):
         raise Unsupported("the device has an SR-IOV group")

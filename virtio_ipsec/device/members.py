@@ -1,0 +1,153 @@
+"""The members of the SR-IOV group as their owner reaches them (virtio v1.4 2.12, group type 1).
+
+Which virtual functions there are and what their registers hold is the transport's business: it makes a
+:class:`Member` of every virtual function and tells the :class:`SriovGroup` when ``VF Enable`` changes. The
+owner's administration commands ask the group for members and work on their devices.
+
+Locks: the owner's first, then a member's, never the other way round, and never those of two members at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from virtio_ipsec.errors import ConfigError, InvalidGroup, InvalidMember
+
+if TYPE_CHECKING:
+    from virtio_ipsec.device.device import Device
+
+#: VF numbers are 16 bits wide; 0 is none.
+MAX_MEMBERS = 0xFFFF
+
+
+class Member(Protocol):
+    """One virtual function, whether it is live or not."""
+
+    @property
+    def device(self) -> Device:
+        """The member's device, the same one for the life of the owner."""
+
+    def exclusive(self) -> AbstractContextManager[object]:
+        """Inside, nobody else works on the device's control plane; what was changed there holds for all packets that
+        come after it. Entered by the owner's commands, with the owner's lock held."""
+
+    def appear(self) -> None:
+        """The function is there from now on, as after a reset."""
+
+    def vanish(self) -> None:
+        """The function is gone: as by a function level reset, with every key wiped when this returns; whoever is
+        connected is not served any more until :meth:`appear`."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueueRegisters:
+    """What the common configuration shows of one virtqueue, and where its rings lie (guest addresses)."""
+
+    size: int
+    vector: int
+    enabled: bool
+    desc: int
+    driver: int
+    device: int
+    notify_off: int
+    notif_config_data: int
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionState:
+    """What device parts hold of a transport (virtio v1.4 2.14). ``common``: value of each field of
+    ``virtio_pci_common_cfg`` that belongs to the function as a whole, by its offset; device status and feature words
+    stand apart. ``queues`` by virtqueue index, the administration queue included."""
+
+    driver_features: int
+    status: int
+    common: Mapping[int, bytes] = field(default_factory=dict)
+    queues: Mapping[int, QueueRegisters] = field(default_factory=dict)
+
+
+class StoppableMember(Member, Protocol):
+    """A member whose state can be read and set by device parts. All of this is called with the owner's lock held and
+    without the member's."""
+
+    @property
+    def stopped(self) -> bool:
+        """Whether :meth:`stop` holds."""
+
+    def stop(self) -> None:
+        """Until :meth:`resume`: no access to queues and buffers, no notification of any kind. Buffers that were seen
+        are completed when this returns. Registers go on working (DP-DEV-08 to DP-DEV-16)."""
+
+    def resume(self, state: FunctionState | None = None) -> None:
+        """Go on; with ``state`` as if the driver had set that up in a fresh function. Rings go on where their device
+        areas say that they stopped. What no function can be set to ends in DEVICE_NEEDS_RESET."""
+
+    def state(self) -> FunctionState:
+        """The registers as they are."""
+
+
+class Members(Protocol):
+    """What the owner's commands ask."""
+
+    @property
+    def num_vfs(self) -> int | None:
+        """NumVFs while ``VF Enable`` is set; None: the group does not exist."""
+
+    @property
+    def total_vfs(self) -> int:
+        """Most members there can be."""
+
+    @property
+    def stoppable(self) -> bool:
+        """Whether every member is a :class:`StoppableMember`."""
+
+    def member(self, number: int) -> Member:
+        """Member ``number``; InvalidGroup or InvalidMember when there is none."""
+
+
+class SriovGroup:
+    """The virtual functions of one owner, VF 1 first. ``stoppable``: all are :class:`StoppableMember`."""
+
+    def __init__(self, members: Sequence[Member], *, stoppable: bool = False) -> None:
+        if len(members) > MAX_MEMBERS:
+            raise ConfigError(f"{len(members)} virtual functions: at most {MAX_MEMBERS}")
+        self._members = tuple(members)
+        self._num_vfs: int | None = None
+        self.stoppable = stoppable
+
+    @property
+    def num_vfs(self) -> int | None:
+        """See :class:`Members`."""
+        return self._num_vfs
+
+    @property
+    def total_vfs(self) -> int:
+        """See :class:`Members`."""
+        return len(self._members)
+
+    def member(self, number: int) -> Member:
+        """See :class:`Members`."""
+        if self._num_vfs is None:
+            raise InvalidGroup("VF Enable is clear", clause="ADM-DEV-17")
+        if not 1 <= number <= self._num_vfs:
+            raise InvalidMember(f"group member {number}: 1 to {self._num_vfs}", clause="ADM-DEV-18")
+        return self._members[number - 1]
+
+    def enable(self, num_vfs: int) -> None:
+        """``VF Enable`` is set with this NumVFs: VFs 1 to ``num_vfs`` appear. Nothing where it was set already, for
+        NumVFs cannot change then; ConfigError for more than there are."""
+        if not 0 <= num_vfs <= len(self._members):
+            raise ConfigError(f"NumVFs {num_vfs}: at most {len(self._members)}")
+        if self._num_vfs is None:
+            for member in self._members[:num_vfs]:
+                member.appear()
+            self._num_vfs = num_vfs
+
+    def disable(self) -> None:
+        """``VF Enable`` is clear: every member vanishes, and nothing is left of it when this returns. Whatever its
+        owner had made in it is gone before the same number answers again."""
+        gone, self._num_vfs = self._members[: self._num_vfs or 0], None
+        for member in gone:
+            member.vanish()
