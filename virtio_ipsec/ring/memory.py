@@ -177,6 +177,14 @@ class Allocator:
         self._free = [(address, size)]
         self._taken: dict[int, int] = {}
 
+    @classmethod
+    def of(cls, ranges: Iterable[tuple[int, int]]) -> Allocator:
+        """Of several (address, size) ranges; what is handed out lies in one of them, if none touches another."""
+        first, *others = sorted(ranges)
+        made = cls(*first)
+        made._free += others
+        return made
+
     @property
     def available(self) -> int:
         """Free bytes, not necessarily in one range."""

@@ -19,19 +19,6 @@ class AccessRefused(TransportError):
     """The function, or what stands in front of it, declines; the message says what was asked."""
 
 
-class RegionIndex(IntEnum):
-    """VFIO_PCI_*_REGION_INDEX."""
-
-    BAR0 = 0
-    BAR1 = 1
-    BAR2 = 2
-    BAR3 = 3
-    BAR4 = 4
-    BAR5 = 5
-    ROM = 6
-    CONFIG = 7
-
-
 class IrqIndex(IntEnum):
     """VFIO_PCI_*_IRQ_INDEX."""
 
@@ -76,7 +63,7 @@ class FunctionAccess(Protocol):
         """Where it is: ``vfio-user:/tmp/s``, ``vfio:0000:01:00.0``."""
 
     def region_info(self, region: int) -> RegionInfo:
-        """What a region is; ``region`` as in :class:`RegionIndex`."""
+        """What a region is; ``region`` as in ``tables.Region``."""
 
     def read(self, region: int, offset: int, length: int) -> bytes:
         """Exactly ``length`` bytes. A length of 1, 2 or 4 at a multiple of itself is one access."""
@@ -112,6 +99,9 @@ class FunctionAccess(Protocol):
 
     def reset(self) -> None:
         """Function level reset. Memory stays reachable; interrupts are to be set anew."""
+
+    def reconnect(self) -> None:
+        """Begin anew after the function has gone. Memory stays as it was; interrupts are to be set anew."""
 
     def filenos(self) -> tuple[int, ...]:
         """What becomes readable when the function wants to say something besides interrupts."""
