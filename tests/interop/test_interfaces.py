@@ -18,7 +18,7 @@ from scapy.packet import Packet
 from virtio_ipsec.errors import ConfigError, TransportError
 from virtio_ipsec.transport.uplink import Uplink, open_uplink
 
-pytestmark = pytest.mark.interop("ip")
+pytestmark = [pytest.mark.interop("ip"), pytest.mark.needs("namespaces")]
 
 OURS = "02:00:00:00:00:99"
 HOST, US = "192.0.2.1", "192.0.2.2"

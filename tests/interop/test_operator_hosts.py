@@ -25,7 +25,7 @@ from operator_ports import OTHER, OUTER, OUTER6, SERVICES, Wire, joined, port_te
 
 from virtio_ipsec.transport.uplink import Uplink, open_uplink
 
-pytestmark = [pytest.mark.interop("ip"), pytest.mark.interop("ping")]
+pytestmark = [pytest.mark.interop("ip", "ping"), pytest.mark.needs("namespaces")]
 
 SIDES = "ab"
 GATEWAYS = {"a": ("10.0.1.1", "fd00:1::1"), "b": ("10.0.2.1", "fd00:2::1")}

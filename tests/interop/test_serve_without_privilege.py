@@ -19,7 +19,7 @@ from virtio_ipsec.driver.driver import Driver
 from virtio_ipsec.transport.uplink import open_uplink
 from virtio_ipsec.transport.vhost_user.frontend import VhostUserLink
 
-pytestmark = pytest.mark.interop("ip", "setpriv")
+pytestmark = [pytest.mark.interop("ip", "setpriv"), pytest.mark.needs("namespaces")]
 
 ROOT = Path(__file__).parents[2]
 GUEST, OURS, HOST = "02:00:00:00:0a:01", "02:00:00:00:0a:fe", "02:00:00:00:0b:01"

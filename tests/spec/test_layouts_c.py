@@ -10,6 +10,8 @@ import pytest
 
 from virtio_ipsec.specification import Layout, layout, load_layouts
 
+pytestmark = pytest.mark.needs("compiler")
+
 HEADER = Path(__file__).with_name("layouts.h")
 COMPILER = next((path for path in map(shutil.which, ("gcc", "cc", "clang")) if path), None)
 
@@ -40,8 +42,6 @@ def probe_source() -> str:
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], tuple[int, int]]:
-    if COMPILER is None:
-        pytest.skip("no C compiler (gcc, cc or clang) on this machine")
     folder = tmp_path_factory.mktemp("layouts")
     (folder / "probe.c").write_text(probe_source(), encoding="utf-8")
     program = folder / "probe"

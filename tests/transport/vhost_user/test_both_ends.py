@@ -20,12 +20,12 @@ from virtio_ipsec.driver.driver import Driver
 from virtio_ipsec.driver.errors import DriverError
 from virtio_ipsec.driver.features import SUPPORTED
 from virtio_ipsec.errors import TransportError
-from virtio_ipsec.fastpath import native
 from virtio_ipsec.transport.framing import PeerClosed
 from virtio_ipsec.transport.port import ServedPort
 from virtio_ipsec.transport.uplinks.crossed import End, crossed
 from virtio_ipsec.transport.vhost_user.backend import Backend
 from virtio_ipsec.transport.vhost_user.binding import PROTOCOL_FEATURE
+from virtio_ipsec.transport.vhost_user.channel import Refused
 from virtio_ipsec.transport.vhost_user.frontend import PROTOCOL, Options, VhostUserLink
 from virtio_ipsec.wire.ipsec import IpsecSa
 from virtio_ipsec.wire.net_config import NetConfig
@@ -174,10 +174,9 @@ def test_a_thousand_sas_over_the_administration_queue() -> None:
         assert not context.inbound
 
 
+@pytest.mark.needs("extension")  # in-flight tracking is csrc/'s
 @pytest.mark.parametrize("ring", FORMATS)
 def test_a_back_end_that_was_lost_is_gone_on_with(ring: str) -> None:
-    if not native.available():
-        pytest.skip("in-flight tracking is csrc/'s")
     with pair(Options(protocol=PLAIN, memory=4 << 20)) as (served, link):
         driver = driver_of(link, FORMATS[ring])
         for _ in range(3):
@@ -209,10 +208,9 @@ def test_with_the_binding_the_driver_begins_anew() -> None:
         both_ways(fresh, served.wire, link)
 
 
+@pytest.mark.needs("extension")  # logging is csrc/'s
 @pytest.mark.parametrize("ring", FORMATS)
 def test_a_log_names_the_pages_that_the_device_wrote(ring: str) -> None:
-    if not native.available():
-        pytest.skip("logging is csrc/'s")
     with pair(Options(protocol=PLAIN, memory=4 << 20, config=NetConfig(mac=MAC))) as (served, link):
         driver = driver_of(link, FORMATS[ring])
         both_ways(driver, served.wire, link)
@@ -236,3 +234,28 @@ def test_a_log_names_the_pages_that_the_device_wrote(ring: str) -> None:
                 frame(number, MAC, PEER) in link.memory.read(page << 12, 4096) for number in range(20)
             )
         assert any(frame(5, MAC, PEER) in link.memory.read(page << 12, 4096) for page in dirty)
+
+
+@pytest.mark.needs("extension")
+def test_while_a_driver_has_sas_its_device_does_not_migrate(caplog: pytest.LogCaptureFixture) -> None:
+    """Ledger E80: the front-end hears a refusal, the log says why, and everything goes on as it was."""
+    with pair(Options(memory=4 << 20, config=NetConfig(mac=MAC))) as (served, link):
+        driver = driver_of(link)
+        sa = driver.sas.create_inbound(
+            IpsecSa(
+                IpsecMode.ESP_TRANSPORT, 1, 0x1234, b"salt", cipher_algo=AeadAlgo.GCM, cipher_key=bytes(16)
+            )
+        )
+        with pytest.raises(Refused, match="SET_LOG_BASE"):
+            link.start_logging()
+        (said,) = [record.getMessage() for record in caplog.records if "migra" in record.getMessage()]
+        assert said == (
+            "test: no migration: SAs that the driver made cannot be migrated: no other device could go on with their "
+            "numbers"
+        )
+        both_ways(driver, served.wire, link)
+        assert driver.sas.query(sa).spi == 0x1234
+        driver.sas.destroy(sa)
+        link.start_logging()
+        both_ways(driver, served.wire, link)
+        assert link.vrings.dirty_pages()
