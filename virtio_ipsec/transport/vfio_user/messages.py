@@ -11,6 +11,7 @@ from enum import IntEnum, IntFlag
 from types import MappingProxyType
 from typing import Any, Final
 
+from virtio_ipsec.errors import TransportError
 from virtio_ipsec.transport.payload import NOTHING, Layout, MessageError
 from virtio_ipsec.transport.vfio_user import layouts
 from virtio_ipsec.transport.vfio_user.capabilities import VERSION
@@ -49,6 +50,14 @@ class Flag(IntFlag):
     TYPE_MASK = 0xF
     NO_REPLY = 0x10
     ERROR = 0x20
+
+
+class Refused(TransportError):
+    """A command that is not obeyed and changes nothing; its reply says ``number``, an errno."""
+
+    def __init__(self, number: int, why: str) -> None:
+        super().__init__(why)
+        self.number = number
 
 
 @dataclass(frozen=True, slots=True)

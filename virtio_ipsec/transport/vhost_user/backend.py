@@ -1,140 +1,18 @@
-"""The vhost-user back-end of one port: waits for a front-end, or looks for one, serves it, and then the next.
-
-A front-end that breaks the protocol loses its connection: one line in the log, one count, and the port is as it was
-before. Only the port's own control thread is at work here.
-"""
+"""The vhost-user back-end of one port."""
 
 from __future__ import annotations
 
-import logging
 import socket
-from functools import partial
-from time import monotonic_ns
 
-from virtio_ipsec.errors import TransportError
-from virtio_ipsec.transport.framing import PeerClosed
-from virtio_ipsec.transport.local_socket import Listener
-from virtio_ipsec.transport.loop import Timer
-from virtio_ipsec.transport.port import ServedPort
+from virtio_ipsec.transport.serving import PATIENCE, Serving
 from virtio_ipsec.transport.vhost_user.connection import Connection
 from virtio_ipsec.transport.vhost_user.session import Session
 
-_log = logging.getLogger(__name__)
 
-#: How long a client waits before it tries to connect again, and a server that could not accept, in nanoseconds.
-_RETRY = 200_000_000
-#: How long nobody is served after a front-end that broke the protocol: it may come again and again.
-_PENALTY = 100_000_000
-#: How long the front-end may leave an answer unread, in seconds.
-_PATIENCE = 1.0
+class Backend(Serving):
+    """Serves front-ends of vhost-user."""
 
+    peer = "front-end"
 
-class Backend:
-    """Listens at ``path``, or connects to it as ``client``, again and again. TransportError when it cannot listen.
-
-    ``mode``: of the socket that listens. ``penalty``: how long nobody is served after a front-end that broke the
-    protocol, in nanoseconds. To be made and closed in the control thread, or while nobody runs the loop.
-    """
-
-    def __init__(
-        self,
-        port: ServedPort,
-        path: str,
-        *,
-        client: bool = False,
-        mode: int = 0o600,
-        penalty: int = _PENALTY,
-    ) -> None:
-        self.port = port
-        self.path = path
-        self._session: Session | None = None
-        self._fd = -1
-        self._timer: Timer | None = None
-        self._listener = None if client else Listener(path, mode=mode)
-        self._penalty = penalty
-        self._is_closed = False
-        self._await()
-
-    @property
-    def is_connected(self) -> bool:
-        """Whether a front-end is there."""
-        return self._session is not None
-
-    def close(self) -> None:
-        """Let the front-end go and take the socket away; the port stays."""
-        if self._is_closed:
-            return
-        self._is_closed = True
-        if self._session is not None:
-            self._end(self._session)
-        elif self._timer is not None:
-            self._timer.cancel()
-        elif self._listener is not None:
-            self.port.loop.remove(self._listener.socket.fileno())
-        if self._listener is not None:
-            self._listener.close()
-
-    def _await(self) -> None:
-        """The next front-end. One that comes while another is served waits."""
-        self._timer = None
-        if self._listener is None:
-            self._connect()
-        else:
-            self.port.loop.add(self._listener.socket.fileno(), partial(self._accept, self._listener.socket))
-
-    def _accept(self, listener: socket.socket) -> None:
-        self.port.loop.remove(listener.fileno())
-        try:
-            sock, _ = listener.accept()
-        except OSError:  # gone again, or there is no descriptor left
-            self._later(_RETRY)
-            return
-        self._begin(sock)
-
-    def _later(self, wait: int) -> None:
-        self._timer = self.port.loop.at(monotonic_ns() + wait, self._await)
-
-    def _connect(self) -> None:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        try:
-            sock.connect(self.path)
-        except OSError:
-            sock.close()
-            self._later(_RETRY)
-            return
-        self._begin(sock)
-
-    def _begin(self, sock: socket.socket) -> None:
-        connection = Connection(sock, patience=_PATIENCE)
-        self._session = Session(self.port, connection)
-        self._fd = connection.fileno()
-        self.port.count("connections")
-        _log.info("%s: a front-end is connected", self.port.name)
-        self.port.loop.add(self._fd, partial(self._work, self._session))
-
-    def _work(self, session: Session) -> None:
-        wait = 0
-        try:
-            session.work()
-        except PeerClosed:
-            _log.info("%s: the front-end has gone", self.port.name)
-        except TransportError as error:
-            self.port.count("protocol_errors")
-            _log.warning("%s: the front-end is disconnected: %s", self.port.name, str(error))
-            wait = self._penalty
-        except Exception:
-            self.port.count("internal_errors")
-            _log.exception("%s: the front-end is disconnected: an internal error", self.port.name)
-            wait = self._penalty
-        else:
-            return
-        self._end(session)
-        if wait:
-            self._later(wait)
-        else:
-            self._await()
-
-    def _end(self, session: Session) -> None:
-        self._session = None
-        self.port.loop.remove(self._fd)
-        session.close()
+    def _open(self, sock: socket.socket) -> Session:
+        return Session(self.port, Connection(sock, patience=PATIENCE))

@@ -1,50 +1,17 @@
-"""What a front-end shares by file descriptor: guest memory, the dirty log, the in-flight buffer."""
+"""The memory regions of a front-end."""
 
 from __future__ import annotations
 
-import mmap
 import os
-import stat
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from virtio_ipsec.errors import MemoryAccessError, TransportError
-from virtio_ipsec.fastpath import native
-from virtio_ipsec.fastpath.memory import SharedMemory
-from virtio_ipsec.ring.memory import GuestMemory, Region
-from virtio_ipsec.transport.rings import fence
+from virtio_ipsec.ring.memory import Region
+from virtio_ipsec.transport.mapping import Unusable, map_shared, memory_of
 from virtio_ipsec.transport.vhost_user.messages import MemoryRegion
 
 #: Most regions of a guest.
 MAX_REGIONS = 64
-#: Most bytes in one of them: address space is shared with other ports.
-_LARGEST = 1 << 42
-
-
-class Unusable(TransportError):
-    """What the front-end wants to share cannot be used."""
-
-
-def map_shared(fd: int, size: int, offset: int) -> memoryview:
-    """``size`` bytes from ``offset`` of a file, shared. The descriptor stays the caller's. Raises Unusable."""
-    try:
-        about = os.fstat(fd)
-        if not stat.S_ISREG(about.st_mode):
-            raise Unusable("shared memory is no file")
-        # Huge pages can be mapped whole only; what is mapped too much is not used.
-        page = max(about.st_blksize, mmap.ALLOCATIONGRANULARITY)
-        if not 0 < size <= _LARGEST or not 0 <= offset <= _LARGEST or offset + size > about.st_size:
-            raise Unusable(f"{size:#x} bytes at {offset:#x} of a file of {about.st_size:#x}")
-        begin = offset - offset % page
-        end = min(-(-(offset + size) // page) * page, about.st_size)
-        mapping = mmap.mmap(fd, end - begin, offset=begin)
-    except OSError as error:
-        raise Unusable(f"shared memory cannot be mapped: {os.strerror(error.errno or 0)}") from None
-    except (ValueError, OverflowError) as error:
-        raise Unusable(f"shared memory cannot be mapped: {error}") from None
-    mapping.madvise(mmap.MADV_DONTDUMP)
-    return memoryview(mapping)[offset - begin : offset - begin + size]
-
 
 @dataclass(frozen=True, slots=True)
 class _Mapped:
@@ -61,12 +28,9 @@ class MemoryTable:
 
     def __init__(self, mapped: tuple[_Mapped, ...] = ()) -> None:
         self._mapped = mapped
-        regions = [Region(each.region.guest_address, each.region.size, each.view) for each in mapped]
-        kind = SharedMemory if native.available() else GuestMemory
-        try:
-            self.memory = kind(regions, fence) if regions else GuestMemory.anonymous(4096, (1 << 64) - 4096)
-        except MemoryAccessError as error:
-            raise Unusable(str(error)) from None
+        self.memory = memory_of(
+            Region(each.region.guest_address, each.region.size, each.view) for each in mapped
+        )
 
     @classmethod
     def of(cls, regions: Iterable[MemoryRegion], fds: Iterable[int]) -> MemoryTable:

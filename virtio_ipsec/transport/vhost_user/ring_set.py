@@ -12,10 +12,11 @@ from typing import Any
 from virtio_ipsec.errors import DeviceStateError, RingError, TransportError
 from virtio_ipsec.fastpath.rings import inflight_size
 from virtio_ipsec.ring.chain import QueueLayout
+from virtio_ipsec.transport.mapping import Unusable, map_shared
 from virtio_ipsec.transport.payload import MessageError
 from virtio_ipsec.transport.port import ServedPort
 from virtio_ipsec.transport.rings import QueuePlace
-from virtio_ipsec.transport.vhost_user.memory import MAX_REGIONS, MemoryTable, Unusable, map_shared
+from virtio_ipsec.transport.vhost_user.memory import MAX_REGIONS, MemoryTable
 from virtio_ipsec.transport.vhost_user.messages import (
     VRING_F_LOG,
     Inflight,

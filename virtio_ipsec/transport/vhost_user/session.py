@@ -17,11 +17,11 @@ from typing import Any, Final
 
 from virtio_ipsec.errors import DeviceStateError, RingError, TransportError, WireError
 from virtio_ipsec.transport.framing import close_all
+from virtio_ipsec.transport.mapping import Unusable, map_shared
 from virtio_ipsec.transport.payload import MessageError
 from virtio_ipsec.transport.port import ServedPort
 from virtio_ipsec.transport.vhost_user import binding, features
 from virtio_ipsec.transport.vhost_user.connection import Connection, Message, reply, request
-from virtio_ipsec.transport.vhost_user.memory import Unusable, map_shared
 from virtio_ipsec.transport.vhost_user.messages import (
     F_LOG_ALL,
     F_PROTOCOL_FEATURES,

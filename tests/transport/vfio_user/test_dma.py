@@ -1,0 +1,158 @@
+"""DMA mappings: what is within reach, what is refused with which errno, and that a refusal changes nothing."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from virtio_ipsec.errors import MemoryAccessError
+from virtio_ipsec.fastpath import native
+from virtio_ipsec.transport.vfio_user import dma
+from virtio_ipsec.transport.vfio_user.dma import MAX_MAPS, DmaTable
+from virtio_ipsec.transport.vfio_user.messages import Refused
+from virtio_ipsec.transport.vfio_user.payloads import DmaMap, DmaUnmap
+
+READ, WRITE, BOTH = 1, 2, 3
+
+
+@pytest.fixture
+def fd() -> Iterator[int]:
+    made = os.memfd_create("client memory")
+    os.ftruncate(made, 0x10000)
+    yield made
+    os.close(made)
+
+
+def contents(fd: int) -> bytes:
+    return os.pread(fd, 0x10000, 0)
+
+
+def test_mapped_memory_is_the_file_s_at_the_client_s_address(fd: int) -> None:
+    table = DmaTable().with_map(DmaMap(BOTH, 0x2000, 0x100000, 0x1000), fd)
+    table = table.with_map(DmaMap(BOTH, 0x5000, 0x101000, 0x1000), fd)
+    memory = table.memory
+    assert memory is not None
+    assert memory.regions == ((0x100000, 0x1000), (0x101000, 0x1000))
+    memory.write(0x100FFE, b"abcd")  # over the border of two mappings
+    assert contents(fd)[0x2FFE:0x3000] + contents(fd)[0x5000:0x5002] == b"abcd"
+    for address, length in ((0xFFFFF, 1), (0x102000, 1), (0x101FFF, 2)):
+        with pytest.raises(MemoryAccessError):
+            memory.read(address, length)
+
+
+def test_what_is_unmapped_is_out_of_reach_and_its_mapping_goes(fd: int) -> None:
+    table = DmaTable().with_map(DmaMap(BOTH, 0, 0x100000, 0x1000), fd)
+    table = table.with_map(DmaMap(BOTH, 0, 0x200000, 0x10000), fd)
+    table = table.without(DmaUnmap(0, 0x200000, 0x10000))
+    memory = table.memory
+    assert memory is not None
+    assert memory.regions == ((0x100000, 0x1000),)
+    with open("/proc/self/maps", encoding="utf-8") as maps:
+        assert sum("client memory" in line for line in maps) == 1
+    assert table.without(DmaUnmap(0, 0x100000, 0x1000)).memory is None
+    again = table.with_map(DmaMap(BOTH, 0, 0x200000, 0x1000), fd)
+    assert len(again.without(DmaUnmap(2, 0, 0))) == 0
+
+
+@pytest.mark.parametrize(
+    ("asked", "number"),
+    [
+        (DmaMap(BOTH, 0, 0x100FFF, 0x1000), errno.EEXIST),
+        (DmaMap(BOTH, 0, 0xFFFFF, 2), errno.EEXIST),
+        (DmaMap(BOTH, 0, 0, 1 << 63), errno.EEXIST),
+        (DmaMap(BOTH, 0, 0x100000, 0x1000), errno.EEXIST),
+        (DmaMap(BOTH, 0, 0x200000, 0), errno.EINVAL),
+        (DmaMap(BOTH, 0, 0xFFFFFFFFFFFFFFFF, 2), errno.EINVAL),
+        (DmaMap(8, 0, 0x200000, 0x1000), errno.EINVAL),
+        (DmaMap(BOTH, 0x10000, 0x200000, 0x1000), errno.EINVAL),
+        (DmaMap(BOTH, 0xFFFFFFFFFFFFF000, 0x200000, 0x1000), errno.EINVAL),
+        (DmaMap(BOTH, 0, 0x200000, 0x10001), errno.EINVAL),
+    ],
+)
+def test_mappings_that_cannot_be_are_refused(fd: int, asked: DmaMap, number: int) -> None:
+    table = DmaTable().with_map(DmaMap(BOTH, 0, 0x100000, 0x1000), fd)
+    with pytest.raises(Refused) as refused:
+        table.with_map(asked, fd)
+    assert refused.value.number == number
+    assert len(table) == 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "number"),
+    [
+        (DmaUnmap(0, 0x100000, 0x800), errno.ENOENT),
+        (DmaUnmap(0, 0x100800, 0x800), errno.ENOENT),
+        (DmaUnmap(0, 0, 0), errno.ENOENT),
+        (DmaUnmap(1, 0x100000, 0x1000), errno.EOPNOTSUPP),
+        (DmaUnmap(2, 0x100000, 0x1000), errno.EINVAL),
+        (DmaUnmap(2, 0, 1), errno.EINVAL),
+        (DmaUnmap(4, 0, 0), errno.EOPNOTSUPP),
+    ],
+)
+def test_only_whole_mappings_are_taken_back(fd: int, asked: DmaUnmap, number: int) -> None:
+    table = DmaTable().with_map(DmaMap(BOTH, 0, 0x100000, 0x1000), fd)
+    with pytest.raises(Refused) as refused:
+        table.without(asked)
+    assert refused.value.number == number
+
+
+def test_only_files_are_mapped_and_as_many_as_there_may_be() -> None:
+    read_end, write_end = os.pipe()
+    with pytest.raises(Refused, match="no file"):
+        DmaTable().with_map(DmaMap(BOTH, 0, 0, 0x1000), read_end)
+    os.close(read_end)
+    os.close(write_end)
+    table = DmaTable()
+    for number in range(MAX_MAPS):
+        table = table.with_map(DmaMap(BOTH, 0, number << 12, 0x1000), None)
+    with pytest.raises(Refused) as refused:
+        table.with_map(DmaMap(BOTH, 0, MAX_MAPS << 12, 0x1000), None)
+    assert refused.value.number == errno.ENOSPC
+
+
+def test_memory_without_a_file_or_without_any_access_is_out_of_reach(fd: int) -> None:
+    table = DmaTable().with_map(DmaMap(BOTH, 0, 0x100000, 0x1000), None)
+    table = table.with_map(DmaMap(0, 0, 0x200000, 0x1000), fd)
+    assert table.memory is None
+    with pytest.raises(Refused):
+        table.with_map(DmaMap(BOTH, 0, 0x200000, 0x1000), fd)
+
+
+def test_stores_into_read_only_memory_do_not_arrive(fd: int) -> None:
+    os.pwrite(fd, b"firmware", 0)
+    read_only = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY)
+    table = DmaTable().with_map(DmaMap(READ, 0, 0, 0x1000), read_only)
+    memory = table.memory
+    assert memory is not None
+    assert memory.read(0, 8) == b"firmware"
+    memory.write(0, b"virus!!!")
+    assert contents(fd)[:8] == b"firmware"
+    with pytest.raises(Refused, match="Permission denied"):
+        table.with_map(DmaMap(BOTH, 0, 0x1000, 0x1000), read_only)
+    os.close(read_only)
+
+
+def test_much_read_only_memory_is_out_of_reach(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dma, "_MOST_READ_ONLY", 0x2000)
+    table = DmaTable()
+    for address in (0, 0x1000, 0x2000):
+        table = table.with_map(DmaMap(READ, 0, address, 0x1000), fd)
+    memory = table.memory
+    assert memory is not None
+    assert memory.regions == ((0, 0x1000), (0x1000, 0x1000))
+
+
+@pytest.mark.parametrize("with_c", [True, False])
+def test_memory_is_shared_with_and_without_the_extension(
+    fd: int, monkeypatch: pytest.MonkeyPatch, with_c: bool
+) -> None:
+    if not with_c:
+        monkeypatch.setattr(native, "available", lambda: False)
+    memory = DmaTable().with_map(DmaMap(WRITE, 0, 0, mmap.PAGESIZE), fd).memory
+    assert memory is not None
+    memory.write(4, b"x")
+    assert contents(fd)[4:5] == b"x"
