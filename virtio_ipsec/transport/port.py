@@ -213,6 +213,15 @@ class ServedPort:
         """The eventfd that is told when the queue breaks, owned from here on. At any time."""
         self._slots[index].err.attach(fd)
 
+    def kick(self, index: int) -> None:
+        """There are available buffers, for a driver that says so without the eventfd."""
+        if not self.started(index):
+            return
+        if self._is_data(index):
+            self._lanes.lane(index >> 1).wake()
+        else:
+            self._commands.look(index)
+
     def wake(self) -> None:
         """The device's status has changed: there may be work, of which nobody told while it was not allowed."""
         self._lanes.wake()

@@ -1,0 +1,149 @@
+"""The owner of virtual functions: its SR-IOV capability, and a virtual function as its owner's group reaches it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final, Protocol
+
+from virtio_ipsec.device.device import Device
+from virtio_ipsec.errors import TransportError
+from virtio_ipsec.transport.port import ServedPort
+from virtio_ipsec.transport.virtio_pci import tables
+from virtio_ipsec.transport.virtio_pci.config_space import ConfigSpace
+from virtio_ipsec.transport.virtio_pci.header import MSIX_BAR, STRUCTURES_BAR, Layout
+from virtio_ipsec.transport.virtio_pci.tables import (
+    BAR_ADDRESS_MASK,
+    ExtendedId,
+    SriovCap,
+    SriovControl,
+)
+
+_VERSION: Final = 1
+_SMALLEST_PAGE: Final = 0x1000
+#: Seconds that a virtual function's own thread has to do what its owner wants.
+_PATIENCE: Final = 5.0
+
+
+class Group(Protocol):
+    """What the owner's registers tell: which virtual functions there are, VF 1 first. May raise TransportError."""
+
+    @property
+    def total_vfs(self) -> int:
+        """Most that there can be."""
+
+    def enable(self, num_vfs: int) -> None:
+        """VFs 1 to ``num_vfs`` appear."""
+
+    def disable(self) -> None:
+        """All of them vanish."""
+
+
+class Sriov:
+    """The SR-IOV capability (SR-IOV 3.3) of the owner of ``group``; ``layout``: of a virtual function's BARs.
+
+    NumVFs is fixed while ``VF Enable`` is set, and never above TotalVFs.
+    """
+
+    def __init__(self, config: ConfigSpace, group: Group, layout: Layout) -> None:
+        self._config = config
+        self._group = group
+        self._bars = {STRUCTURES_BAR: layout.structures_size, MSIX_BAR: layout.msix_size}
+        self._enabled = False
+        self._num_vfs = 0
+        self._page = 1
+        total = group.total_vfs
+        base = self._base = config.add_extended(ExtendedId.SRIOV, _VERSION, tables.SRIOV_CAP_SIZE)
+        config.put(
+            SriovCap.CONTROL, 0, SriovControl.VF_ENABLE | SriovControl.VF_MEMORY | SriovControl.ARI, base=base
+        )
+        for register, value in (
+            (SriovCap.INITIAL_VFS, total),
+            (SriovCap.TOTAL_VFS, total),
+            (SriovCap.FIRST_VF_OFFSET, 1),
+            (SriovCap.VF_STRIDE, 1),
+            (SriovCap.VF_DEVICE_ID, tables.DEVICE_ID_BASE + tables.NETWORK_DEVICE),
+            (SriovCap.SUPPORTED_PAGE_SIZES, tables.SRIOV_PAGE_SIZES),
+        ):
+            config.put(register, value, base=base)
+        config.put(SriovCap.NUM_VFS, 0, 0xFFFF, base=base)
+        config.put(SriovCap.SYSTEM_PAGE_SIZE, self._page, tables.SRIOV_PAGE_SIZES, base=base)
+        self._size_bars()
+        for register, call in (
+            (SriovCap.CONTROL, self._control),
+            (SriovCap.NUM_VFS, self._number),
+            (SriovCap.SYSTEM_PAGE_SIZE, self._page_size),
+        ):
+            config.on_write(base + register.offset, register.width, call)
+
+    def disable(self) -> None:
+        """Function level reset: without virtual functions, and the registers are to be reset."""
+        self._num_vfs, self._page = 0, 1
+        self._size_bars()
+        if self._enabled:
+            self._enabled = False
+            self._group.disable()
+
+    def _number(self) -> None:
+        wanted = self._config.value(SriovCap.NUM_VFS, self._base)
+        if not self._enabled and wanted <= self._group.total_vfs:
+            self._num_vfs = wanted
+        self._config.set(SriovCap.NUM_VFS, self._num_vfs, self._base)
+
+    def _control(self) -> None:
+        on = bool(self._config.value(SriovCap.CONTROL, self._base) & SriovControl.VF_ENABLE)
+        if on == self._enabled:
+            return
+        self._enabled = on
+        if on:
+            self._group.enable(self._num_vfs)
+        else:
+            self._group.disable()
+
+    def _page_size(self) -> None:
+        """One bit of those that are supported, and not while there are virtual functions (SR-IOV 3.3.13)."""
+        wanted = self._config.value(SriovCap.SYSTEM_PAGE_SIZE, self._base)
+        if not self._enabled and wanted and not wanted & (wanted - 1):
+            self._page = wanted
+            self._size_bars()
+        self._config.set(SriovCap.SYSTEM_PAGE_SIZE, self._page, self._base)
+
+    def _size_bars(self) -> None:
+        """One virtual function's share, which is whole pages."""
+        page = _SMALLEST_PAGE * self._page
+        for bar, size in self._bars.items():
+            register = SriovCap[f"VF_BAR_{bar}"]
+            self._config.set_writable(register, BAR_ADDRESS_MASK & ~(max(size, page) - 1), self._base)
+
+
+class VirtualFunction:
+    """A virtual function as a member of its owner's group. Called in the owner's control thread: what concerns the
+    function's own queues is done in that of its port, which never waits for the owner's."""
+
+    def __init__(self, port: ServedPort, set_present: Callable[[bool], None]) -> None:
+        self._port = port
+        self._set_present = set_present
+
+    @property
+    def device(self) -> Device:
+        """The member's device."""
+        return self._port.device
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Nobody else changes the device; what was changed holds for all packets that come after."""
+        with self._port.lock:
+            yield
+            self._port.publish()
+
+    def appear(self) -> None:
+        """It is there, as after a reset."""
+        self._ask(lambda: self._set_present(True))
+
+    def vanish(self) -> None:
+        """It is gone and its keys are wiped. TransportError when it does not stop."""
+        self._ask(lambda: self._set_present(False))
+
+    def _ask(self, call: Callable[[], None]) -> None:
+        if not self._port.loop.ask(call, _PATIENCE):
+            raise TransportError(f"{self._port.name} does not answer its owner")
