@@ -13,6 +13,7 @@ from lab.cases import (
     CASES,
     GUEST_MAC,
     PEER_MAC,
+    PLAIN,
     PROTECTED,
     SERVER_PORT,
     configuration,
@@ -132,3 +133,45 @@ def test_without_handover_the_target_sends_nothing_protected(tmp_path: Path) -> 
         source.ctl("handover", "--to", str(target.control))
         assert not ping(after, STREAM.addresses[1])
     check(tmp_path / "wire.pcapng", sas_of((STREAM,)), PROTECTED).require_clean()
+
+
+@pytest.mark.parametrize("newer", [False, True], ids=["QEMU 7.2", "QEMU 11.1"])
+def test_a_guests_port_migrates_with_a_front_end_that_can_have_no_sas(tmp_path: Path, newer: bool) -> None:
+    """QEMU does not acknowledge the IPsec binding, so its guest has no SAs and moves as any other. What a driver makes
+    through the binding stays: tests/transport/vhost_user/test_both_ends.py has that. ``ctl handover`` refuses for
+    the whole port, and the guest goes on."""
+    config = '[port]\ncontrol = "guest"\n'
+    moved = f"unix:{tmp_path / 'migration'}"
+    card = "" if newer else "vectors=0"
+    with ExitStack() as stack:
+        wire = stack.enter_context(Wire(tmp_path / "wire.pcapng", "first", "second", "peer"))
+        source = stack.enter_context(Backend(tmp_path, config, wire.ports["first"].uplink, name="source"))
+        target = stack.enter_context(Backend(tmp_path, config, wire.ports["second"].uplink, name="target"))
+        before = stack.enter_context(
+            Guest("before", tmp_path, vhost_user_card(source.socket, GUEST_MAC, card), newer=newer)
+        )
+        after = stack.enter_context(
+            Guest(
+                "after",
+                tmp_path,
+                vhost_user_card(target.socket, GUEST_MAC, card),
+                newer=newer,
+                incoming=moved,
+            )
+        )
+        peer = stack.enter_context(Guest("peer", tmp_path, plain_card(wire.ports["peer"].netdev, PEER_MAC)))
+        before.wait().run(guest_script(()))
+        peer.wait().run(peer_script(()))
+        assert not ping(before, PLAIN[1])
+        refused = source.ctl("handover", "--to", str(target.control), check=False)
+        assert refused.returncode == 2
+        assert (
+            "SAs that the driver owns cannot move; nobody may read back what they have used up"
+            in refused.stderr
+        )
+        assert not ping(before, PLAIN[1])
+        before.qmp("migrate", uri=moved)
+        until("the machine has moved", lambda: migration(before) in ("completed", "failed"), 120)
+        assert migration(before) == "completed", before.qmp("query-migrate")
+        assert not ping(after, PLAIN[1])
+        assert "refused" not in source.log_tail(1 << 16) + target.log_tail(1 << 16)

@@ -37,7 +37,6 @@ from scapy.packet import Packet
 from scapy.utils6 import inet_ntop, inet_pton
 
 from virtio_ipsec.policy import neighbours
-from virtio_ipsec.policy.neighbours import MAX_WAITING_PER_HOP
 from virtio_ipsec.policy.operator import OperatorPort, Output
 
 NOW = 10**12
@@ -204,15 +203,16 @@ def test_a_next_hop_that_nobody_is_makes_the_guest_hear_so() -> None:
     assert one(out.to_guest)[ICMPv6DestUnreach].code == 3
 
 
-def test_what_waits_is_bounded_and_leaves_in_order() -> None:
+def test_what_waits_is_bounded_and_leaves_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbours, "MAX_WAITING_PER_HOP", 20)
     made = port(text("a"))
-    sizes = range(MAX_WAITING_PER_HOP + 10)
+    sizes = range(30)
     for size in sizes:
         made.from_guest(datagram("a", bytes(size)), NOW)
     assert made.counters()["tx_drop_queue_full"] == 10
     answer = bytes(Ether(dst=GATE["a"]) / ARP(op=2, hwsrc=GATE["b"], psrc=OUTER["b"], pdst=OUTER["a"]))
     out = made.from_wire(answer, NOW)
-    assert len(out.to_wire) == MAX_WAITING_PER_HOP
+    assert len(out.to_wire) == 20
     lengths = [Ether(frame)[IP].len for frame in out.to_wire]
     assert lengths == sorted(lengths)
 

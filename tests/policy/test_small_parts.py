@@ -130,7 +130,7 @@ def test_the_oldest_path_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_neighbour_is_asked_three_times_and_given_up() -> None:
     table: Neighbours[str] = Neighbours()
-    assert table.wait(PEER, "packet", NOW) == []
+    assert table.wait(PEER, "packet", 1, NOW) == []
     now = NOW
     for _ in range(3):
         due = table.tick(now)
@@ -146,8 +146,8 @@ def test_a_neighbour_is_asked_three_times_and_given_up() -> None:
 
 def test_what_waited_goes_in_its_order_once_the_answer_is_there() -> None:
     table: Neighbours[str] = Neighbours()
-    table.wait(PEER, "first", NOW)
-    table.wait(PEER, "second", NOW)
+    table.wait(PEER, "first", 1, NOW)
+    table.wait(PEER, "second", 1, NOW)
     assert table.learn(PEER, MAC, NOW) == (["first", "second"], True)
     assert table.learn(PEER, MAC, NOW) == ([], False)
     assert (table.mac(PEER), table.known()) == (MAC, {PEER: MAC})
@@ -156,7 +156,7 @@ def test_what_waited_goes_in_its_order_once_the_answer_is_there() -> None:
 def test_nobody_is_learnt_who_was_not_asked_for_and_no_group() -> None:
     table: Neighbours[str] = Neighbours()
     assert table.learn(PEER, MAC, NOW) == ([], False)
-    table.wait(PEER, "packet", NOW)
+    table.wait(PEER, "packet", 1, NOW)
     for mac in (b"\xff" * 6, b"\x33\x33" + MAC[2:], bytes(6)):
         assert table.learn(PEER, mac, NOW) == ([], False)
     assert table.mac(PEER) is None
@@ -164,7 +164,7 @@ def test_nobody_is_learnt_who_was_not_asked_for_and_no_group() -> None:
 
 def test_a_known_neighbour_is_confirmed_alone_and_forgotten_when_it_falls_silent() -> None:
     table: Neighbours[str] = Neighbours()
-    table.wait(PEER, "packet", NOW)
+    table.wait(PEER, "packet", 1, NOW)
     table.learn(PEER, MAC, NOW)
     assert table.deadline() == NOW + REFRESH
     assert table.tick(NOW + REFRESH).questions == [(PEER, MAC)]
@@ -180,7 +180,7 @@ def test_a_known_neighbour_is_confirmed_alone_and_forgotten_when_it_falls_silent
 
 def test_an_address_moves_unless_the_message_says_that_it_must_not() -> None:
     table: Neighbours[str] = Neighbours()
-    table.wait(PEER, "packet", NOW)
+    table.wait(PEER, "packet", 6, NOW)
     table.learn(PEER, MAC, NOW, override=False)
     assert table.learn(PEER, NEW, NOW, override=False) == ([], False)
     assert table.learn(PEER, NEW, NOW) == ([], True)
@@ -192,10 +192,24 @@ def test_queues_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(neighbours, "MAX_WAITING", 3)
     monkeypatch.setattr(neighbours, "MAX_HOPS", 2)
     table: Neighbours[int] = Neighbours()
-    assert [table.wait(PEER, number, NOW) for number in range(3)] == [[], [], [0]]
-    assert table.wait(OTHER, 3, NOW) == []
-    assert table.wait(OTHER, 4, NOW) == [3]
-    assert table.wait(SIX, 5, NOW) == [5]
+    assert [table.wait(PEER, number, 1, NOW) for number in range(3)] == [[], [], [0]]
+    assert table.wait(OTHER, 3, 1, NOW) == []
+    assert table.wait(OTHER, 4, 1, NOW) == [3]
+    assert table.wait(SIX, 5, 1, NOW) == [5]
     assert table.learn(OTHER, MAC, NOW)[0] == [4]
     assert table.keep({OTHER}) == [1, 2]
-    assert table.wait(OTHER, 6, NOW) == []
+    assert table.wait(OTHER, 6, 1, NOW) == []
+
+
+def test_queues_are_bounded_in_octets_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbours, "MAX_OCTETS_PER_HOP", 100)
+    monkeypatch.setattr(neighbours, "MAX_OCTETS", 150)
+    table: Neighbours[str] = Neighbours()
+    assert [table.wait(PEER, item, 40, NOW) for item in "abc"] == [[], [], ["a"]]
+    assert table.wait(PEER, "d", 90, NOW) == ["b", "c"]
+    assert table.wait(OTHER, "e", 60, NOW) == []
+    assert table.wait(OTHER, "f", 101, NOW) == ["e", "f"]
+    assert table.learn(PEER, MAC, NOW)[0] == ["d"]
+    assert [table.wait(OTHER, item, 50, NOW) for item in "gh"] == [[], []]
+    assert table.wait(SIX, "i", 50, NOW) == []
+    assert table.wait(SIX, "j", 1, NOW) == ["i"]

@@ -19,8 +19,10 @@ from virtio_ipsec.policy.tables import Address
 RETRY = SECOND
 TRIES = 3
 REFRESH = 30 * SECOND
-MAX_WAITING_PER_HOP = 64
-MAX_WAITING = 512
+#: What waits for one hop, and for all of them. A question is answered within milliseconds or not at all; for a back-end
+#: that was started anew under load a burst of full frames has to find room meanwhile.
+MAX_WAITING_PER_HOP, MAX_OCTETS_PER_HOP = 512, 1 << 20
+MAX_WAITING, MAX_OCTETS = 4096, 8 << 20
 MAX_HOPS = 4096
 
 T = TypeVar("T")
@@ -31,7 +33,8 @@ class _Hop(Generic[T]):
     due: int  # when to ask next, or to give up
     mac: bytes | None = None
     asked: int = 0  # questions since the last answer
-    waiting: deque[T] = field(default_factory=deque)
+    waiting: deque[tuple[T, int]] = field(default_factory=deque)
+    octets: int = 0
 
 
 @dataclass(slots=True)
@@ -48,7 +51,7 @@ class Neighbours(Generic[T]):
 
     def __init__(self) -> None:
         self._hops: dict[Address, _Hop[T]] = {}
-        self._waiting = 0
+        self._waiting = self._octets = 0
         self._soonest: int | None = None  # nothing is due before
 
     def mac(self, address: Address) -> bytes | None:
@@ -60,21 +63,41 @@ class Neighbours(Generic[T]):
         """All that are known."""
         return {address: hop.mac for address, hop in self._hops.items() if hop.mac is not None}
 
-    def wait(self, address: Address, item: T, now: int) -> list[T]:
-        """Let ``item`` wait for the address; the question becomes due. Returns what found no room: the oldest of the
-        same hop gives way, for the newest says best what is wanted."""
+    def wait(self, address: Address, item: T, octets: int, now: int) -> list[T]:
+        """Let ``item`` of so many octets wait for the address; the question becomes due. Returns what found no room:
+        the oldest of the same hop give way, for the newest says best what is wanted."""
         hop = self._hops.get(address)
         if hop is None:
             if len(self._hops) >= MAX_HOPS:
                 return [item]
             hop = self._hops[address] = _Hop(now)
             self._soonest = now if self._soonest is None else min(self._soonest, now)
-        hop.waiting.append(item)
+        hop.waiting.append((item, octets))
+        hop.octets += octets
         self._waiting += 1
-        if len(hop.waiting) <= MAX_WAITING_PER_HOP and self._waiting <= MAX_WAITING:
-            return []
-        self._waiting -= 1
-        return [hop.waiting.popleft()]
+        self._octets += octets
+        late: list[T] = []
+        while hop.waiting and (
+            len(hop.waiting) > MAX_WAITING_PER_HOP
+            or hop.octets > MAX_OCTETS_PER_HOP
+            or self._waiting > MAX_WAITING
+            or self._octets > MAX_OCTETS
+        ):
+            oldest, size = hop.waiting.popleft()
+            hop.octets -= size
+            self._waiting -= 1
+            self._octets -= size
+            late.append(oldest)
+        return late
+
+    def _free(self, hop: _Hop[T]) -> list[T]:
+        """All that waits for a hop, which waits no more."""
+        self._waiting -= len(hop.waiting)
+        self._octets -= hop.octets
+        freed = [item for item, _ in hop.waiting]
+        hop.waiting.clear()
+        hop.octets = 0
+        return freed
 
     def learn(self, address: Address, mac: bytes, now: int, *, override: bool = True) -> tuple[list[T], bool]:
         """An answer, or an announcement: what waited for it, and whether the table is different now.
@@ -87,17 +110,13 @@ class Neighbours(Generic[T]):
         changed = hop.mac != mac
         hop.mac, hop.asked, hop.due = mac, 0, now + REFRESH
         self._reckon()
-        released = list(hop.waiting)
-        hop.waiting.clear()
-        self._waiting -= len(released)
-        return released, changed
+        return self._free(hop), changed
 
     def keep(self, addresses: Collection[Address]) -> list[T]:
         """Forget all hops but these; returns what waited for the others."""
         dropped: list[T] = []
         for address in [each for each in self._hops if each not in addresses]:
-            dropped += self._hops.pop(address).waiting
-        self._waiting -= len(dropped)
+            dropped += self._free(self._hops.pop(address))
         self._reckon()
         return dropped
 
@@ -115,9 +134,7 @@ class Neighbours(Generic[T]):
                 due.questions.append((address, hop.mac))
                 continue
             due.lost = due.lost or hop.mac is not None
-            due.given_up.extend(hop.waiting)
-            self._waiting -= len(hop.waiting)
-            del self._hops[address]
+            due.given_up += self._free(self._hops.pop(address))
         self._reckon()
         return due
 

@@ -44,7 +44,7 @@ class NextHops:
     def wait(self, peer: Address, departure: Departure, now: int) -> list[Departure]:
         """Let a departure wait for the next hop towards ``peer``; returns what cannot wait any more."""
         hop = self._underlay.hop(peer)
-        return [departure] if hop is None else self.neighbours.wait(hop, departure, now)
+        return [departure] if hop is None else self.neighbours.wait(hop, departure, len(departure.packet.data), now)
 
     def link_header(self, mac: bytes, packet: bytes) -> bytes:
         """The Ethernet header of a tunnel packet."""

@@ -69,9 +69,13 @@ class RunningPort:
             self.backend = Backend(self.port, plan.socket, client=settings.client, mode=settings.socket_mode)
             undo.pop_all()
         dialect, port = plan.config.dialect, self.port
-        management.add(
+        managed = management.add(
             plan.name, dialect, port.lock, port.counters, self.operator, port.publish, port.look_soon
         )
+        if self.operator is not None and managed.deed.owner_is_here:
+            # Another machine, or another MAC, may have had our addresses before.
+            self.operator.activate()
+            port.look_soon()
         self._thread = threading.Thread(target=self.port.loop.run, name=f"{plan.name}-control", daemon=True)
 
     def _operator(self, fast: FastPath | None, management: Management) -> OperatorPort | None:
@@ -179,7 +183,12 @@ class Service:
         """Serve until a signal says stop. TransportError when a port did not."""
         with self._signals():
             if not native.available():
-                _log.warning("packets run on the Python path: %s", native.why_not())
+                _log.warning(
+                    "packets run on the Python path, without dirty log (live migration), in-flight tracking (a lost "
+                    "back-end loses what it had taken) and guard (a front-end that cuts its memory off ends this "
+                    "process): %s",
+                    native.why_not(),
+                )
             self._management.start()
             for port in self.ports:
                 port.start()
