@@ -14,11 +14,12 @@ ROOT = Path(__file__).parents[3]
 
 
 class Backend:
-    """One ``serve`` process. Files stand below ``folder``: config, sockets, log; ``state`` outlives the process."""
+    """One ``serve`` process. Files stand below ``folder``: config, sockets, log; ``state`` outlives the process.
+    ``protocol`` is the option that names the socket."""
 
     def __init__(
         self, folder: Path, config: str, uplink: str, *, name: str = "port", state: Path | None = None,
-        options: tuple[str, ...] = (),
+        options: tuple[str, ...] = (), protocol: str = "--socket",
     ) -> None:  # fmt: skip
         self.folder = folder
         self.socket = folder / f"{name}.sock"
@@ -28,7 +29,7 @@ class Backend:
         path.write_text(config)
         path.chmod(0o600)
         self.command = [
-            sys.executable, "-m", "virtio_ipsec", "serve", "--socket", str(self.socket), "--uplink", uplink,
+            sys.executable, "-m", "virtio_ipsec", "serve", protocol, str(self.socket), "--uplink", uplink,
             "--config", str(path), "--control", str(self.control), *options,
         ]  # fmt: skip
         if state is not None:

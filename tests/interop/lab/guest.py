@@ -27,12 +27,14 @@ def images() -> Path:
 class Guest:
     """One running machine. ``network``: QEMU's words for the network card.
 
-    ``newer`` takes the unpacked newer QEMU and kernel (``setup --newer``).
+    ``newer`` takes the unpacked newer QEMU and kernel (``setup --newer``). ``disks`` are read-only: /dev/vda, vdb …
+    ``reboots``: the machine starts again when its kernel asks for it; without, it ends. ``kernel_words`` go to the
+    kernel's command line.
     """
 
     def __init__(
         self, name: str, folder: Path, network: Sequence[str], *, memory: int = 256, newer: bool = False,
-        incoming: str = "",
+        incoming: str = "", disks: Sequence[Path] = (), reboots: bool = False, kernel_words: str = "",
     ) -> None:  # fmt: skip
         self.name = name
         self.console = folder / f"{name}.console"
@@ -52,13 +54,16 @@ class Guest:
             *([str(Path(__file__).parents[1] / "guest" / "qemu-new")] if newer else [find_qemu()]),
             "-accel", "tcg", "-M", "q35,memory-backend=mem0", "-cpu", "max", "-m", str(memory),
             "-object", f"memory-backend-memfd,id=mem0,size={memory}M,share=on",
-            "-nodefaults", "-no-reboot", "-display", "none", "-serial", f"file:{self.console}",
+            "-nodefaults", *([] if reboots else ["-no-reboot"]), "-display", "none", "-serial", f"file:{self.console}",
             "-chardev", f"socket,id=cmd,path={path}", "-device", "virtio-serial-pci",
             "-device", "virtserialport,chardev=cmd,name=command",
             "-qmp", f"unix:{self._qmp_path},server=on,wait=off",
             "-kernel", str(home / kernel), "-initrd", str(home / initrd),
-            "-append", "console=ttyS0 quiet panic=-1 random.trust_cpu=on", *network,
+            "-append", f"console=ttyS0 quiet panic=-1 random.trust_cpu=on {kernel_words}", *network,
         ]  # fmt: skip
+        for number, disk in enumerate(disks):
+            words += ["-drive", f"file={disk},format=raw,if=none,readonly=on,id=disk{number}"]
+            words += ["-device", f"virtio-blk-pci,drive=disk{number}"]
         if incoming:
             words += ["-incoming", incoming]
         self.process = spawn(words, self.log)
@@ -193,3 +198,18 @@ def vhost_user_card(
         "-device", f"virtio-net-pci,netdev=n0,mac={mac}" + (f",{words}" if words else ""),
         "-smp", str(queues),
     ]  # fmt: skip
+
+
+#: Where :func:`vfio_user_card` stands in the guest.
+FUNCTION = "0000:00:10.0"
+
+
+def vfio_user_card(path: Path, *, iommu: bool = False) -> list[str]:
+    """A PCI function that another process serves on the socket ``path``; QEMU 11.1 or newer. With an IOMMU in the
+    machine the guest's kernel wants ``intel_iommu=on``."""
+    device = {"driver": "vfio-user-pci", "addr": "10.0", "socket": {"type": "unix", "path": str(path)}}
+    return [*(IOMMU if iommu else []), "-device", json.dumps(device)]
+
+
+#: An emulated one.
+IOMMU = ["-device", "intel-iommu,intremap=on,caching-mode=on"]
