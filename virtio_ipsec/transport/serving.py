@@ -56,7 +56,7 @@ class Serving(ABC):
         *,
         client: bool = False,
         mode: int = 0o600,
-        penalty: int = _PENALTY,
+        penalty: int | None = None,
     ) -> None:
         self.port = port
         self.path = path
@@ -64,7 +64,7 @@ class Serving(ABC):
         self._fd = -1
         self._timer: Timer | None = None
         self._listener = None if client else Listener(path, mode=mode)
-        self._penalty = penalty
+        self._penalty = _PENALTY if penalty is None else penalty
         self._is_closed = False
         self._await()
 
