@@ -481,3 +481,17 @@ def test_and_so_is_whatever_else_is_wrong(name: str, tmp_path: Path, capsys: pyt
     assert captured.out == ""
     is_refused(MORE[name], code, captured.err, tmp_path)
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_function_over_vfio_user_is_checked_and_never_a_client(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["serve", "--vfio-user", "/run/f", "--uplink", "null", "--vfs", "2"]
+    assert main([*words, "--check"]) == 0
+    assert capsys.readouterr().out == (
+        "port port0: guest control, vfio-user /run/f, uplink null, 2 virtual functions\n"
+    )
+    assert main([*words, "--check", "--client"]) == 2
+    assert "--client is for vhost-user" in capsys.readouterr().err
+    for wrong in (["--vfs", "-1"], ["--vfs", "65"], ["--socket", "/s"]):
+        with pytest.raises(SystemExit) as ended:
+            main([*words, *wrong])
+        assert ended.value.code == 2

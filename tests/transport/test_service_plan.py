@@ -70,7 +70,7 @@ def test_several_ports_stand_in_one_file() -> None:
     ("text", "words"),
     [
         ("", r"\[port\] is missing"),
-        ('[port]\ncontrol = "guest"', "port port0: no socket; give --socket PATH"),
+        ('[port]\ncontrol = "guest"', "port port0: no socket; give --socket or --vfio-user PATH"),
         ('[port]\ncontrol = "guest"\nsocket = "/s"', "port port0: no uplink; give --uplink URI"),
         ('[port]\ncontrol = "guest"\nsocket = "/s"\nuplink = "pigeon:1"', "no uplink is called 'pigeon'"),
         (several(*['socket = "/a"\nuplink = "null"'] * 2), "two ports have the socket /a"),
@@ -103,5 +103,5 @@ def test_a_port_without_a_file_needs_both() -> None:
 
 def test_one_socket_for_several_ports_is_refused() -> None:
     text = several('socket = "/a"\nuplink = "null"', 'socket = "/b"\nuplink = "null"')
-    with pytest.raises(ConfigError, match="--socket and --uplink are for one port"):
+    with pytest.raises(ConfigError, match="--socket, --uplink and what concerns vfio-user are for one port"):
         plan_ports(parse_ports(text), uplink="null")

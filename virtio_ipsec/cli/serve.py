@@ -1,8 +1,12 @@
-"""Serve virtio-net devices with IPsec over vhost-user, until SIGTERM.
+"""Serve virtio-net devices with IPsec over vhost-user or vfio-user, until SIGTERM.
 
 QEMU and DPDK attach to the socket as to any vhost-user-net backend; what is protected, and how, the operator's
 configuration says, and the guest knows nothing of it. A port without a configuration, or with control = "guest", leaves
 IPsec to the driver, which has to speak the binding in spec/vhost-user-binding.md.
+
+With --vfio-user the device is a whole virtio PCI function, all feature bits and the administration queue included, for
+QEMU 11.1 or later (vfio-user-pci) and our own driver. Its virtual functions, if it has any, are at PATH.vf1 and so on
+while its driver has VF Enable set.
 
 uplinks:
 {uplinks}
@@ -12,6 +16,7 @@ examples:
   virtio-ipsec serve --config ports.toml --log-json
   virtio-ipsec serve --config port.toml --check
   virtio-ipsec serve --socket /tmp/driver.sock --uplink unix:/tmp/wire.sock
+  virtio-ipsec serve --vfio-user /tmp/function.sock --vfs 2 --uplink unix:/tmp/wire.sock
 """
 
 from __future__ import annotations
@@ -24,9 +29,11 @@ from virtio_ipsec.cli.configs import read_ports
 from virtio_ipsec.cli.exits import DONE
 from virtio_ipsec.cli.logs import log_to_stderr
 from virtio_ipsec.device.fast import ENGINES
+from virtio_ipsec.errors import ConfigError
+from virtio_ipsec.policy.port_config import MAX_VFS
 from virtio_ipsec.transport.management import ManagementSettings
 from virtio_ipsec.transport.service import Service, Settings
-from virtio_ipsec.transport.service_plan import PortPlan, plan_ports
+from virtio_ipsec.transport.service_plan import Overrides, PortPlan, plan_all
 from virtio_ipsec.transport.uplink import grammar
 
 __doc__ = (__doc__ or "").format(uplinks=grammar())
@@ -37,9 +44,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config", metavar="FILE", help="ports, SAs and flows (TOML); without it the driver controls"
     )
-    parser.add_argument("--socket", metavar="PATH", help="the vhost-user socket, of a single port")
+    front = parser.add_mutually_exclusive_group()
+    front.add_argument("--socket", metavar="PATH", help="the vhost-user socket, of a single port")
+    front.add_argument(
+        "--vfio-user", metavar="PATH", help="the vfio-user socket of a single port: a virtio PCI function"
+    )
+    parser.add_argument("--vfs", type=count, metavar="N", help="virtual functions of that one, at PATH.vf1 and so on")
     parser.add_argument(
-        "--client", action="store_true", help="connect to the sockets instead of listening on them"
+        "--vf-uplink",
+        metavar="URI",
+        help="their uplinks, with {} for the number (default: that of the function, unix:PATH with .vf1 and so on)",
+    )
+    parser.add_argument(
+        "--owner-managed", action="store_true", help="let the function's driver reach the SAs of its virtual ones"
+    )
+    parser.add_argument(
+        "--client", action="store_true", help="connect to vhost-user sockets instead of listening on them"
     )
     parser.add_argument(
         "--uplink", metavar="URI", help="where frames leave to and arrive from, of a single port"
@@ -73,7 +93,17 @@ def run(arguments: argparse.Namespace) -> int:
         print(files(policy).joinpath("sample.toml").read_text("utf-8"), end="")
         return DONE
     configs = read_ports(arguments.config) if arguments.config else None
-    plans = plan_ports(configs, socket=arguments.socket, uplink=arguments.uplink)
+    said = Overrides(
+        arguments.socket,
+        arguments.uplink,
+        arguments.vfio_user,
+        arguments.vfs,
+        arguments.vf_uplink,
+        owner_managed=arguments.owner_managed,
+    )
+    plans = plan_all(configs, said)
+    if arguments.client and any(plan.is_pci for plan in plans):
+        raise ConfigError("--client is for vhost-user: clients of vfio-user connect to us")
     if arguments.check:
         for plan in plans:
             print(_summary(plan))
@@ -104,6 +134,14 @@ def mode(text: str) -> int:
     return value
 
 
+def count(text: str) -> int:
+    """A number of virtual functions. ValueError for none."""
+    value = int(text)
+    if not 0 <= value <= MAX_VFS:
+        raise ValueError
+    return value
+
+
 def _summary(plan: PortPlan) -> str:
     """What is right about a port."""
     parts = [f"port {plan.name}: {plan.spec.control} control"]
@@ -111,5 +149,7 @@ def _summary(plan: PortPlan) -> str:
         outbound = sum(spec.outbound for spec in plan.config.sas)
         parts.append(f"{outbound} outbound and {len(plan.config.sas) - outbound} inbound SAs")
         parts.append(f"{len(plan.config.flows)} flows, default {plan.spec.default}")
-    parts += [f"socket {plan.socket}", f"uplink {plan.uplink}"]
+    parts += [f"{'vfio-user' if plan.is_pci else 'socket'} {plan.socket}", f"uplink {plan.uplink}"]
+    if plan.vfs:
+        parts.append(f"{len(plan.vfs)} virtual functions")
     return ", ".join(parts)

@@ -24,6 +24,10 @@ PORT_FIELDS = frozenset(
         "mtu",
         "mss_clamp",
         "socket",
+        "vfio_user",
+        "vfs",
+        "vf_uplink",
+        "owner_managed",
         "uplink",
         "queue_pairs",
         "underlay",
@@ -35,6 +39,8 @@ DEFAULT_MTU = 1500
 #: RFC 791 3.2 and RFC 8200 5: what every link must carry.
 LEAST_MTU = {4: 68, 6: 1280}
 MAX_QUEUE_PAIRS = 32768
+#: Each is a port with threads of its own.
+MAX_VFS = 64
 
 
 class Control(StrEnum):
@@ -88,7 +94,8 @@ class Underlay:
 
 @dataclass(frozen=True, slots=True)
 class PortSpec:
-    """One port. ``socket``, ``uplink`` and ``queue_pairs`` are for the verb that serves it.
+    """One port. ``socket``, ``uplink``, ``queue_pairs`` and what follows are for the verb that serves it: over
+    vhost-user at ``socket``, or as a PCI function at ``vfio_user`` with ``vfs`` virtual functions.
 
     ``default``: what happens where no flow matches; None on a guest's port. ``guest_mac`` None: learnt from the
     guest's frames. ``mtu``: the guest's, octets of IP packet. ``mss_clamp``: TCP connections through an SA are told
@@ -105,6 +112,10 @@ class PortSpec:
     socket: str | None = None
     uplink: str | None = None
     queue_pairs: int = 1
+    vfio_user: str | None = None
+    vfs: int = 0
+    vf_uplink: str | None = None
+    owner_managed: bool = False
 
 
 def read_port(table: Table) -> PortSpec:
@@ -129,6 +140,10 @@ def read_port(table: Table) -> PortSpec:
         socket=table.line("socket"),
         uplink=table.line("uplink"),
         queue_pairs=table.integer("queue_pairs", 1, MAX_QUEUE_PAIRS, 1),
+        vfio_user=table.line("vfio_user"),
+        vfs=table.integer("vfs", 0, MAX_VFS, 0),
+        vf_uplink=table.line("vf_uplink"),
+        owner_managed=table.boolean("owner_managed"),
     )
 
 

@@ -1,4 +1,4 @@
-"""A service: ports behind vhost-user sockets, until somebody says stop.
+"""A service: ports behind vhost-user and vfio-user sockets, until somebody says stop.
 
 Each port has threads of its own; what is common to them (signals, the control socket, metrics) lives in the thread that
 calls :meth:`Service.run`, which must be the main one.
@@ -12,7 +12,7 @@ import resource
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from time import monotonic
@@ -21,12 +21,14 @@ from typing import Any
 
 from virtio_ipsec.device.device import Device
 from virtio_ipsec.device.fast import FastPath, fast_path
+from virtio_ipsec.device.members import SriovGroup
 from virtio_ipsec.errors import TransportError, VirtioIpsecError
 from virtio_ipsec.fastpath import native
 from virtio_ipsec.policy.operator import OperatorPort
 from virtio_ipsec.transport.loop import Loop
 from virtio_ipsec.transport.management import Management, ManagementSettings
 from virtio_ipsec.transport.notify import notify
+from virtio_ipsec.transport.pci_port import PciPort
 from virtio_ipsec.transport.port import ServedPort
 from virtio_ipsec.transport.service_plan import PortPlan, wire_port
 from virtio_ipsec.transport.uplink import Uplink, open_uplink
@@ -52,9 +54,16 @@ class Settings:
 
 
 class RunningPort:
-    """A port with its back-end and its control thread."""
+    """A port with its back-end and its control thread. ``members``: its virtual functions."""
 
-    def __init__(self, plan: PortPlan, uplink: Uplink, settings: Settings, management: Management) -> None:
+    def __init__(
+        self,
+        plan: PortPlan,
+        uplink: Uplink,
+        settings: Settings,
+        management: Management,
+        members: Sequence[RunningPort] = (),
+    ) -> None:
         """Owns ``uplink`` from here on. ConfigError and TransportError when it cannot be."""
         self.plan = plan
         self.uplink = uplink
@@ -66,7 +75,7 @@ class RunningPort:
             self.port = ServedPort(device, uplink, self.operator, name=plan.name)
             undo.pop_all()
             undo.callback(self.port.close)
-            self.backend = Backend(self.port, plan.socket, client=settings.client, mode=settings.socket_mode)
+            self.backend = self._front(settings, members)
             undo.pop_all()
         dialect, port = plan.config.dialect, self.port
         managed = management.add(
@@ -77,6 +86,17 @@ class RunningPort:
             self.operator.activate()
             port.look_soon()
         self._thread = threading.Thread(target=self.port.loop.run, name=f"{plan.name}-control", daemon=True)
+
+    def _front(self, settings: Settings, members: Sequence[RunningPort]) -> Backend | PciPort:
+        """What shows the port to a driver."""
+        plan = self.plan
+        if not plan.is_pci:
+            return Backend(self.port, plan.socket, client=settings.client, mode=settings.socket_mode)
+        functions = [each.backend.member for each in members if isinstance(each.backend, PciPort)]
+        group = SriovGroup(functions) if functions else None
+        return PciPort(
+            self.port, plan.socket, mode=settings.socket_mode, group=group, virtual=plan.is_virtual
+        )
 
     def _operator(self, fast: FastPath | None, management: Management) -> OperatorPort | None:
         if not self.plan.by_operator:
@@ -120,7 +140,7 @@ class RunningPort:
         plan, config = self.plan, self.plan.config
         found: dict[str, Any] = {
             "port": plan.name,
-            "socket": plan.socket,
+            "vfio_user" if plan.is_pci else "socket": plan.socket,
             "uplink": self.uplink.name,
             "control": str(plan.spec.control),
             "engine": self.engine,
@@ -159,13 +179,16 @@ class Service:
             raise
 
     def _open(self, plan: PortPlan, settings: Settings) -> None:
+        for each in plan.vfs:
+            self._open(each, settings)
+        members = self.ports[len(self.ports) - len(plan.vfs) :]
         kind, _, path = plan.uplink.partition(":")
         if kind != "vhost-user":
-            self.ports.append(RunningPort(plan, open_uplink(plan.uplink), settings, self._management))
+            self.ports.append(RunningPort(plan, open_uplink(plan.uplink), settings, self._management, members))
             return
         near, far = crossed(plan.uplink, f"port {plan.name}")
         try:
-            self.ports.append(RunningPort(plan, near, settings, self._management))
+            self.ports.append(RunningPort(plan, near, settings, self._management, members))
         except BaseException:
             far.close()
             raise
@@ -212,13 +235,16 @@ class Service:
         stuck: list[VirtioIpsecError] = []
         self._management.stop()
         until = monotonic() + STOP_WITHIN
-        for port in self.ports:
-            port.leave()
-        for port in self.ports:
-            try:
-                port.stop(until)
-            except VirtioIpsecError as error:
-                stuck.append(error)
+        # An owner that leaves lets its virtual functions vanish, which they have to be there for.
+        for virtual in (False, True):
+            ports = [port for port in self.ports if port.plan.is_virtual == virtual]
+            for port in ports:
+                port.leave()
+            for port in ports:
+                try:
+                    port.stop(until)
+                except VirtioIpsecError as error:
+                    stuck.append(error)
         self._management.close(orderly=not stuck)
         self.loop.close()
         if stuck:

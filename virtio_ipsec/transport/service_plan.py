@@ -31,6 +31,16 @@ class PortPlan:
     config: Config
     #: The wire side of another port, whose uplink is a front-end: a device that knows no IPsec.
     is_wire: bool = False
+    #: A PCI function over vfio-user, at ``socket``; else vhost-user. With its virtual functions, VF 1 first.
+    is_pci: bool = False
+    vfs: tuple[PortPlan, ...] = ()
+    #: Which virtual function it is itself; 0: none.
+    vf: int = 0
+
+    @property
+    def is_virtual(self) -> bool:
+        """Whether it is there only while its owner wants it."""
+        return self.vf > 0
 
     @property
     def by_operator(self) -> bool:
@@ -45,27 +55,49 @@ class PortPlan:
             mtu=self.spec.mtu,
             max_queue_pairs=self.spec.queue_pairs,
             queue_size=QUEUE_SIZE,
+            owner_managed=self.spec.owner_managed,
         )
-        return config if self.spec.guest_mac is None else replace(config, mac=self.spec.guest_mac)
+        mac = self.spec.guest_mac or config.mac
+        number = int.from_bytes(mac, "big") + self.vf
+        return replace(config, mac=(number & (1 << 48) - 1).to_bytes(6, "big"))
+
+
+@dataclass(frozen=True, slots=True)
+class Overrides:
+    """What the command line says of a single port; it stands above the configuration."""
+
+    socket: str | None = None
+    uplink: str | None = None
+    vfio_user: str | None = None
+    vfs: int | None = None
+    vf_uplink: str | None = None
+    owner_managed: bool = False
 
 
 def plan_ports(
     configs: Sequence[Config] | None, *, socket: str | None = None, uplink: str | None = None
 ) -> tuple[PortPlan, ...]:
-    """Every port with all that it needs. Without a configuration there is one port, whose driver controls IPsec.
+    """As :func:`plan_all`, for ports that have no more to be said of them."""
+    return plan_all(configs, Overrides(socket, uplink))
 
-    ``socket`` and ``uplink`` are for one port and stand above what the file says. Raises ConfigError.
-    """
+
+def plan_all(configs: Sequence[Config] | None, said: Overrides) -> tuple[PortPlan, ...]:
+    """Every port with all that it needs. Without a configuration there is one port, whose driver controls IPsec.
+    Raises ConfigError."""
     if configs is None:
         configs = (Config(V14, (), (), PortSpec(Control.GUEST)),)
-    if len(configs) > 1 and (socket or uplink):
-        raise ConfigError("--socket and --uplink are for one port; several have theirs in the configuration")
-    plans = tuple(_plan(number, config, socket, uplink) for number, config in enumerate(configs))
-    _refuse_shared("name", (plan.name for plan in plans))
-    _refuse_shared("socket", (plan.socket for plan in plans))
-    _refuse_shared("uplink", (plan.uplink for plan in plans if plan.uplink.partition(":")[2]))
+    if len(configs) > 1 and said != Overrides():
+        raise ConfigError(
+            "--socket, --uplink and what concerns vfio-user are for one port; several have theirs in the"
+            " configuration"
+        )
+    plans = tuple(_plan(number, config, said) for number, config in enumerate(configs))
+    every = (*plans, *(vf for plan in plans for vf in plan.vfs))
+    _refuse_shared("name", (plan.name for plan in every))
+    _refuse_shared("socket", (plan.socket for plan in every))
+    _refuse_shared("uplink", (plan.uplink for plan in every if plan.uplink.partition(":")[2]))
     _refuse_shared_keys(plans)
-    for plan in plans:
+    for plan in every:
         try:
             plan.device_config()
         except ConfigError as error:
@@ -81,20 +113,72 @@ def wire_port(plan: PortPlan, socket: str) -> PortPlan:
     return PortPlan(f"{plan.name}-uplink", socket, f"port {plan.name}", spec, config, is_wire=True)
 
 
-def _plan(number: int, config: Config, socket: str | None, uplink: str | None) -> PortPlan:
-    spec = config.port
-    if spec is None:
+def _plan(number: int, config: Config, said: Overrides) -> PortPlan:
+    if config.port is None:
         raise ConfigError(
             "[port] is missing: it says who controls the port, and what happens where no flow matches"
         )
+    spec = replace(
+        config.port,
+        vfs=config.port.vfs if said.vfs is None else said.vfs,
+        vf_uplink=said.vf_uplink or config.port.vf_uplink,
+        owner_managed=said.owner_managed or config.port.owner_managed,
+    )
     name = spec.name or f"port{number}"
-    socket, uplink = socket or spec.socket, uplink or spec.uplink
+    if (said.socket and said.vfio_user) or (spec.socket and spec.vfio_user):
+        raise ConfigError(f"port {name}: socket and vfio_user exclude each other")
+    named = said.socket or said.vfio_user
+    pci = said.vfio_user if named else spec.vfio_user
+    socket = pci or (said.socket if named else spec.socket)
+    uplink = said.uplink or spec.uplink
     if not socket:
-        raise ConfigError(f"port {name}: no socket; give --socket PATH, or socket = in [port]")
+        raise ConfigError(
+            f"port {name}: no socket; give --socket or --vfio-user PATH, or socket = or vfio_user = in [port]"
+        )
     if not uplink:
         raise ConfigError(f"port {name}: no uplink; give --uplink URI, or uplink = in [port]")
     check_uplink(uplink)
-    return PortPlan(name, socket, uplink, spec, config)
+    plan = PortPlan(name, socket, uplink, spec, config, is_pci=bool(pci))
+    return replace(plan, vfs=_virtual_functions(plan))
+
+
+def _virtual_functions(owner: PortPlan) -> tuple[PortPlan, ...]:
+    """Each is a port of its own, at the owner's path with ``.vf`` and its number."""
+    spec = owner.spec
+    if not owner.is_pci and (spec.vfs or spec.vf_uplink or spec.owner_managed):
+        raise ConfigError(f"port {owner.name}: virtual functions are for ports with vfio_user")
+    if owner.by_operator and spec.vfs:
+        raise ConfigError(f'port {owner.name}: virtual functions are for ports with control = "guest"')
+    if not spec.vfs and (spec.vf_uplink or spec.owner_managed):
+        raise ConfigError(f"port {owner.name}: has no virtual functions; give --vfs N, or vfs = in [port]")
+    return tuple(
+        replace(
+            owner,
+            name=f"{owner.name}.vf{vf}",
+            socket=f"{owner.socket}.vf{vf}",
+            uplink=_vf_uplink(owner, vf),
+            spec=replace(spec, vfs=0, owner_managed=False),
+            vf=vf,
+        )
+        for vf in range(1, spec.vfs + 1)
+    )
+
+
+def _vf_uplink(owner: PortPlan, vf: int) -> str:
+    """``vf_uplink`` with the function's number for ``{}``; without it the owner's, with ``.vf`` and the number where
+    it is the path of a wire."""
+    uplink = owner.spec.vf_uplink
+    if uplink is None:
+        kind, _, argument = owner.uplink.partition(":")
+        if argument and kind != "unix":
+            raise ConfigError(
+                f"port {owner.name}: its virtual functions have no uplinks; give --vf-uplink URI, or vf_uplink ="
+                " in [port], with {} where the number of the function is to stand"
+            )
+        return f"{owner.uplink}.vf{vf}" if argument else owner.uplink
+    uplink = uplink.replace("{}", str(vf))
+    check_uplink(uplink)
+    return uplink
 
 
 def _refuse_shared(what: str, values: Iterable[str]) -> None:
