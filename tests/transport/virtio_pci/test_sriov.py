@@ -1,0 +1,218 @@
+"""An owner and its virtual functions: registers, who is there when, and that each is a device of its own."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+from functions import PLAIN, Host, has
+from served import shared
+from test_function import frame
+
+from virtio_ipsec.errors import TransportError
+from virtio_ipsec.transport.virtio_pci import sriov, tables
+from virtio_ipsec.transport.virtio_pci.sriov import VirtualFunction
+from virtio_ipsec.transport.virtio_pci.tables import (
+    CommonCfg,
+    ExtendedId,
+    Header,
+    Region,
+    SriovCap,
+    SriovControl,
+)
+from virtio_ipsec.wire.numbers import Feature, mask
+
+
+class Family:
+    """An owner of ``count`` virtual functions; the group is what notes what the owner says."""
+
+    def __init__(self, count: int = 2) -> None:
+        self.vfs = [Host(virtual=True, memory=False) for _ in range(count)]
+        self.members = [VirtualFunction(vf.port, vf.function.set_present) for vf in self.vfs]
+        self.total_vfs = count
+        self.live = 0
+        self.calls: list[int] = []
+        self.owner = Host(members=self)
+        self.base = self.owner.extended()[ExtendedId.SRIOV]
+
+    def enable(self, num_vfs: int) -> None:
+        self.calls.append(num_vfs)
+        self.live = num_vfs
+        for member in self.members[:num_vfs]:
+            member.appear()
+
+    def disable(self) -> None:
+        self.calls.append(-1)
+        self.live = 0
+        for member in self.members:
+            member.vanish()
+
+    def get(self, register: SriovCap) -> int:
+        return self.owner.config(register, self.base)
+
+    def put(self, register: SriovCap, value: int) -> None:
+        self.owner.set_config(register, value, self.base)
+
+    def switch(self, number: int) -> None:
+        """VF Enable off, and on with so many."""
+        self.put(SriovCap.CONTROL, 0)
+        if number:
+            self.put(SriovCap.NUM_VFS, number)
+            self.put(SriovCap.CONTROL, SriovControl.VF_ENABLE | SriovControl.VF_MEMORY)
+            for vf in self.vfs[:number]:
+                vf.function.set_memory(shared(vf.guest.fd, vf.guest.size))
+                vf.find()
+
+    def close(self) -> None:
+        self.owner.close()
+        for vf in self.vfs:
+            vf.close()
+
+
+@pytest.fixture
+def family() -> Iterator[Family]:
+    made = Family()
+    yield made
+    made.close()
+
+
+def test_the_capability_after_reset(family: Family) -> None:
+    assert [family.get(one) for one in SriovCap][1:] == [
+        *(0, 0, 0, 2, 2, 0, 0, 1, 1, 0x1041, tables.SRIOV_PAGE_SIZES, 1),
+        *(0, 0, 0, 0, 0, 0, 0),
+    ]
+    assert set(family.owner.extended()) == {ExtendedId.SRIOV, ExtendedId.ARI}
+    header = family.get(SriovCap.HEADER)
+    assert (header & 0xFFFF, header >> 16 & 15) == (0x10, 1)
+    assert has(family.owner.offered(), Feature.F_SR_IOV)
+    family.owner.negotiate(PLAIN | mask(Feature.F_SR_IOV))
+
+
+def test_a_virtual_function_is_there_while_it_is_enabled(family: Family) -> None:
+    first, second = family.vfs
+    assert first.function.read(Region.CONFIG, 0, 4) == b"\xff" * 4
+    assert first.function.read(0, 0x12, 2) == b"\xff\xff"
+    first.function.write(0, 0x14, b"\1")
+    family.switch(1)
+    assert family.calls == [1]
+    assert first.function.is_present
+    assert not second.function.is_present
+    assert first.config(Header.VENDOR_ID) == tables.VENDOR_ID
+    assert first.config(Header.INTERRUPT_PIN) == 0
+    assert not first.function.has_intx
+    assert family.owner.function.has_intx
+    assert first.status() == 0
+    assert set(first.extended()) == {ExtendedId.ARI}
+    assert not has(first.offered(), Feature.F_SR_IOV)
+    first.start()
+    first.send(frame(1))
+    assert first.bench.captured(1) == [frame(1)]
+    family.put(SriovCap.CONTROL, 0)
+    assert family.calls == [1, -1]
+    assert not first.port.started(1)
+    assert first.port.device.status == 0
+    assert first.function.read(0, 0x14, 1) == b"\xff"
+
+
+def test_the_number_is_fixed_while_they_are_enabled_and_never_too_large(family: Family) -> None:
+    family.put(SriovCap.NUM_VFS, 3)
+    assert family.get(SriovCap.NUM_VFS) == 0
+    family.switch(2)
+    family.put(SriovCap.NUM_VFS, 1)
+    assert family.get(SriovCap.NUM_VFS) == 2
+    family.put(SriovCap.CONTROL, SriovControl.VF_ENABLE)
+    assert family.calls == [2]
+    family.switch(1)
+    assert family.calls == [2, -1, 1]
+    assert family.get(SriovCap.NUM_VFS) == 1
+
+
+@pytest.mark.parametrize("how", ["reset", "disconnect", "register"])
+def test_virtual_functions_vanish_with_their_owners_reset(family: Family, how: str) -> None:
+    family.switch(2)
+    if how == "register":
+        owner = family.owner
+        owner.set_config(tables.ExpressCap.DEVICE_CONTROL, tables.EXPRESS_START_FLR, owner.express)
+    else:
+        getattr(family.owner.function, how)()
+    assert family.calls == [2, -1]
+    assert [vf.function.is_present for vf in family.vfs] == [False, False]
+    assert family.get(SriovCap.NUM_VFS) == family.get(SriovCap.CONTROL) == 0
+
+
+def test_a_reset_of_the_owners_device_leaves_them(family: Family) -> None:
+    family.switch(2)
+    family.owner.start()
+    family.owner.put(CommonCfg.device_status, 0)
+    assert family.calls == [2]
+    family.vfs[1].start()
+    family.vfs[1].send(frame(7))
+    assert family.vfs[1].bench.captured(1) == [frame(7)]
+
+
+def test_their_bars_come_in_whole_pages(family: Family) -> None:
+    def sizes() -> list[int]:
+        bars = [SriovCap[f"VF_BAR_{bar}"] for bar in range(6)]
+        for bar in bars:
+            family.put(bar, 0xFFFFFFFF)
+        return [0x100000000 - family.get(bar) if family.get(bar) else 0 for bar in bars]
+
+    assert sizes() == [0x4000, 0x1000, 0, 0, 0, 0]
+    assert sizes()[:2] == [family.vfs[0].function.region_size(bar) for bar in range(2)]
+    for pages in (0, 4, 3, 0x1000):
+        family.put(SriovCap.SYSTEM_PAGE_SIZE, pages)
+        assert family.get(SriovCap.SYSTEM_PAGE_SIZE) == 1
+    family.put(SriovCap.SYSTEM_PAGE_SIZE, 0x10)
+    assert sizes() == [0x10000, 0x10000, 0, 0, 0, 0]
+    family.switch(1)
+    family.put(SriovCap.SYSTEM_PAGE_SIZE, 1)
+    assert family.get(SriovCap.SYSTEM_PAGE_SIZE) == 0x10
+    family.owner.function.reset()
+    assert sizes() == [0x4000, 0x1000, 0, 0, 0, 0]
+
+
+def test_they_work_side_by_side(family: Family) -> None:
+    family.switch(2)
+    hosts = [family.owner, *family.vfs]
+    for number, host in enumerate(hosts):
+        host.start()
+        host.send(frame(number))
+    for number, host in enumerate(hosts):
+        assert host.bench.captured(1) == [frame(number)]
+    family.vfs[0].put(CommonCfg.device_status, 0)
+    family.vfs[1].send(frame(8))
+    assert family.vfs[1].bench.captured(1) == [frame(8)]
+    assert [host.status() for host in hosts] == [15, 0, 15]
+
+
+def test_what_is_asked_of_a_virtual_function_happens_in_its_own_thread(
+    family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vf = family.vfs[0]
+    where: list[int] = []
+    member = VirtualFunction(vf.port, lambda _: where.append(threading.get_ident()))
+    member.appear()
+    assert where == [threading.get_ident()]
+    thread = threading.Thread(target=vf.port.loop.run)
+    thread.start()
+    vf.until(lambda: vf.port.loop._thread is not None)
+    try:
+        member.vanish()
+        assert where[1:] == [thread.ident]
+        assert member.device is vf.port.device
+        with member.exclusive():
+            taken = []
+            other = threading.Thread(target=lambda: taken.append(vf.port.lock.acquire(blocking=False)))
+            other.start()
+            other.join()
+            assert taken == [False]
+        monkeypatch.setattr(sriov, "_PATIENCE", 0.01)
+        let_go = threading.Event()
+        vf.port.loop.call(lambda: let_go.wait(5) and None)
+        with pytest.raises(TransportError, match="does not answer its owner"):
+            member.vanish()
+        let_go.set()
+    finally:
+        vf.port.loop.stop()
+        thread.join()
