@@ -9,9 +9,9 @@ from collections.abc import Callable
 from served import BASE, PLAIN, QUEUE, Bench, shared, until
 
 from virtio_ipsec.device.features import IMPLEMENTED
+from virtio_ipsec.device.members import SriovGroup
 from virtio_ipsec.transport.virtio_pci import tables
 from virtio_ipsec.transport.virtio_pci.function import PciFunction
-from virtio_ipsec.transport.virtio_pci.sriov import Group
 from virtio_ipsec.transport.virtio_pci.tables import (
     CapabilityId,
     Command,
@@ -38,7 +38,7 @@ class Host:
         engine: str = "auto",
         pairs: int = 1,
         offer: int = IMPLEMENTED,
-        members: Group | None = None,
+        members: SriovGroup | None = None,
         virtual: bool = False,
         memory: bool = True,
         **config: object,

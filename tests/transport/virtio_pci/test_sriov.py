@@ -10,6 +10,7 @@ from functions import PLAIN, Host, has
 from served import shared
 from test_function import frame
 
+from virtio_ipsec.device.members import SriovGroup
 from virtio_ipsec.errors import TransportError
 from virtio_ipsec.transport.virtio_pci import sriov, tables
 from virtio_ipsec.transport.virtio_pci.sriov import VirtualFunction
@@ -21,32 +22,34 @@ from virtio_ipsec.transport.virtio_pci.tables import (
     SriovCap,
     SriovControl,
 )
-from virtio_ipsec.wire.numbers import Feature, mask
+from virtio_ipsec.wire.numbers import AdminQualifier, AdminStatus, Feature, mask
 
 
-class Family:
-    """An owner of ``count`` virtual functions; the group is what notes what the owner says."""
+class Noting(SriovGroup):
+    """Notes what the owner says: how many, or -1 for none."""
 
-    def __init__(self, count: int = 2) -> None:
-        self.vfs = [Host(virtual=True, memory=False) for _ in range(count)]
-        self.members = [VirtualFunction(vf.port, vf.function.set_present) for vf in self.vfs]
-        self.total_vfs = count
-        self.live = 0
+    def __init__(self, members: list[VirtualFunction]) -> None:
+        super().__init__(members)
         self.calls: list[int] = []
-        self.owner = Host(members=self)
-        self.base = self.owner.extended()[ExtendedId.SRIOV]
 
     def enable(self, num_vfs: int) -> None:
         self.calls.append(num_vfs)
-        self.live = num_vfs
-        for member in self.members[:num_vfs]:
-            member.appear()
+        super().enable(num_vfs)
 
     def disable(self) -> None:
         self.calls.append(-1)
-        self.live = 0
-        for member in self.members:
-            member.vanish()
+        super().disable()
+
+
+class Family:
+    """An owner of ``count`` virtual functions."""
+
+    def __init__(self, count: int = 2) -> None:
+        self.vfs = [Host(virtual=True, memory=False) for _ in range(count)]
+        self.group = Noting([VirtualFunction(vf.port, vf.function.set_present) for vf in self.vfs])
+        self.calls = self.group.calls
+        self.owner = Host(members=self.group)
+        self.base = self.owner.extended()[ExtendedId.SRIOV]
 
     def get(self, register: SriovCap) -> int:
         return self.owner.config(register, self.base)
@@ -184,6 +187,28 @@ def test_they_work_side_by_side(family: Family) -> None:
     family.vfs[1].send(frame(8))
     assert family.vfs[1].bench.captured(1) == [frame(8)]
     assert [host.status() for host in hosts] == [15, 0, 15]
+
+
+def test_commands_reach_a_virtual_function_while_it_is_there(family: Family) -> None:
+    """LIST_QUERY through group type 1 of the owner's administration queue: EINVAL and INVALID_GROUP without VF
+    Enable, and afterwards an answer of the group."""
+    owner = family.owner
+    owner.negotiate(PLAIN | mask(Feature.F_ADMIN_VQ))
+    owner.enable(owner.get(CommonCfg.admin_queue_index))
+    owner.ready()
+    query = (0).to_bytes(2, "little") + (1).to_bytes(2, "little") + bytes(20)
+
+    def asked() -> tuple[int, int]:
+        answer = owner.guest.command(3, query, 24)
+        owner.notify(3)
+        owner.until(lambda: bool(owner.guest.drivers[3].poll()))
+        return owner.guest.memory.u16(answer.addr), owner.guest.memory.u16(answer.addr + 2)
+
+    assert asked() == (AdminStatus.EINVAL, AdminQualifier.INVALID_GROUP)
+    family.switch(1)
+    assert asked() == (AdminStatus.OK, AdminQualifier.OK)
+    family.switch(0)
+    assert asked() == (AdminStatus.EINVAL, AdminQualifier.INVALID_GROUP)
 
 
 def test_what_is_asked_of_a_virtual_function_happens_in_its_own_thread(

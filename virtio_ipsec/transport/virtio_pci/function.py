@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from virtio_ipsec.device.members import SriovGroup
 from virtio_ipsec.errors import TransportError
 from virtio_ipsec.ring.memory import GuestMemory
 from virtio_ipsec.transport.port import ServedPort
@@ -32,7 +33,7 @@ from virtio_ipsec.transport.virtio_pci.header import (
     build,
 )
 from virtio_ipsec.transport.virtio_pci.irqs import Interrupts
-from virtio_ipsec.transport.virtio_pci.sriov import Group, Sriov
+from virtio_ipsec.transport.virtio_pci.sriov import Sriov
 from virtio_ipsec.transport.virtio_pci.tables import (
     CFG_DATA,
     CFG_WIDTHS,
@@ -85,16 +86,16 @@ class _Bytes:
 class PciFunction:
     """``port``'s device as a PCI function; the port stays the caller's, its ``on_change`` is the function's.
 
-    ``members``: the group that it owns (SR-IOV); None: it has no virtual functions. ``virtual``: it is one itself. Its
-    configuration space is then as whoever assigns a virtual function shows it (SR-IOV 3.4.1: identification from the
-    owner, BARs, no INTx). ``notifications``: offer F_NOTIFICATION_DATA and F_NOTIF_CONFIG_DATA.
+    ``members``: the group that its device owns (SR-IOV); None: there are no virtual functions. ``virtual``: it is one
+    itself. Its configuration space is then as whoever assigns a virtual function shows it (SR-IOV 3.4.1: identification
+    from the owner, BARs, no INTx). ``notifications``: offer F_NOTIFICATION_DATA and F_NOTIF_CONFIG_DATA.
     """
 
     def __init__(
         self,
         port: ServedPort,
         *,
-        members: Group | None = None,
+        members: SriovGroup | None = None,
         virtual: bool = False,
         notifications: bool = True,
     ) -> None:
@@ -110,6 +111,8 @@ class PciFunction:
         self._config = ConfigSpace()
         self._caps = build(self._config, self._layout, vectors, virtual=virtual)
         self._sriov = None if members is None else Sriov(self._config, members, self._layout)
+        if members is not None:
+            port.device.members = members
         if virtual or members is not None:
             add_ari(self._config)
         self._config.finish()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final, Protocol
+from typing import Final
 
 from virtio_ipsec.device.device import Device
+from virtio_ipsec.device.members import SriovGroup
 from virtio_ipsec.errors import TransportError
 from virtio_ipsec.transport.port import ServedPort
 from virtio_ipsec.transport.virtio_pci import tables
@@ -25,27 +26,13 @@ _SMALLEST_PAGE: Final = 0x1000
 _PATIENCE: Final = 5.0
 
 
-class Group(Protocol):
-    """What the owner's registers tell: which virtual functions there are, VF 1 first. May raise TransportError."""
-
-    @property
-    def total_vfs(self) -> int:
-        """Most that there can be."""
-
-    def enable(self, num_vfs: int) -> None:
-        """VFs 1 to ``num_vfs`` appear."""
-
-    def disable(self) -> None:
-        """All of them vanish."""
-
-
 class Sriov:
     """The SR-IOV capability (SR-IOV 3.3) of the owner of ``group``; ``layout``: of a virtual function's BARs.
 
     NumVFs is fixed while ``VF Enable`` is set, and never above TotalVFs.
     """
 
-    def __init__(self, config: ConfigSpace, group: Group, layout: Layout) -> None:
+    def __init__(self, config: ConfigSpace, group: SriovGroup, layout: Layout) -> None:
         self._config = config
         self._group = group
         self._bars = {STRUCTURES_BAR: layout.structures_size, MSIX_BAR: layout.msix_size}
