@@ -171,15 +171,22 @@ def test_a_configuration_that_never_settles_is_an_error(fake: Any, start: Any) -
 
 
 @pytest.mark.parametrize(
-    ("extra", "drop", "length"),
-    [(0, 0, 6), (1 << 16, 0, 8), (MTU, 0, 12), (1 << 22 | 1 << 17, 0, 10), (1 << 57, 0, 24), (0, MAC, 0)],
+    ("extra", "drop", "reads"),
+    [
+        (0, 0, [(0, 6)]),
+        (1 << 16, 0, [(0, 6), (6, 2)]),
+        (MTU, 0, [(0, 6), (10, 2)]),
+        (1 << 22 | 1 << 17, 0, [(0, 6), (8, 2)]),
+        (1 << 57, 0, [(0, 6), (17, 1), (20, 4)]),
+        (0, MAC, []),
+    ],
 )
 def test_BAS_INIT_02_only_fields_that_exist_are_read(
-    fake: Any, start: Any, extra: int, drop: int, length: int
+    fake: Any, start: Any, extra: int, drop: int, reads: list[tuple[int, int]]
 ) -> None:
     fake.offered &= ~drop
     start(fake, extra)
-    assert fake.config_reads == ([(0, length)] if length else [])
+    assert fake.config_reads == reads
 
 
 def test_BAS_INIT_02_values_of_absent_fields_are_defaults(fake: Any, start: Any) -> None:

@@ -12,7 +12,7 @@ BAS-RESET-03               :meth:`Session.reset` waits until the status reads 0
 BAS-RESET-09               ``Driver.reset_pair`` lays the queue out anew
 PCI-CC-DRV-05              as BAS-RESET-03
 BAS-INIT-01                :meth:`Session.read_config`: generation loop
-BAS-INIT-02, -03           :meth:`Session._read_net_config`: only fields that exist, no more bytes
+BAS-INIT-02, -03           :meth:`Session._read_net_config`: the fields that exist, each for itself
 BAS-INIT-05, -07, -09      :meth:`Session.start`: order of steps; first kick after DRIVER_OK
 BAS-INIT-06                the configuration space is never written
 BAS-INIT-11                buffers are dropped by ``Driver`` after ``reset`` only
@@ -173,11 +173,12 @@ class Session:
             free_layout(self._link.allocator, layout)
         self._requesters, self._layouts, self.data_rings = [], [], {}
 
-    def read_config(self, offset: int, length: int) -> bytes:
-        """Configuration bytes that belong together: read again while the generation changes."""
+    def read_config(self, *pieces: tuple[int, int]) -> list[bytes]:
+        """Configuration bytes that belong together, each piece by offset and length: read again while the generation
+        changes."""
         for _ in range(_GENERATIONS):
             before = self._link.config_generation()
-            data = self._link.read_config(offset, length)
+            data = [self._link.read_config(offset, length) for offset, length in pieces]
             if self._link.config_generation() == before:
                 return data
         raise TransportError("the device configuration changes faster than it can be read")
@@ -237,12 +238,15 @@ class Session:
 
     def _read_net_config(self, features: int) -> NetConfig:
         config = NetConfig()
-        layout = {field.name: field for field in NET_CONFIG.layout()}
-        wanted = [name for name, of in _CONFIG_FIELDS.items() if any(has(features, one) for one in of)]
-        if not wanted:
+        wanted = {name for name, of in _CONFIG_FIELDS.items() if any(has(features, one) for one in of)}
+        places = [(f.offset, f.size or 0) for f in NET_CONFIG.layout() if f.name in wanted]
+        if not places:
             return config
-        end = max(layout[name].offset + (layout[name].size or 0) for name in wanted)
-        values = NET_CONFIG.parse(self.read_config(0, end))
+        # What lies between is not there: it is not even read.
+        space = bytearray(NET_CONFIG.fixed_size)
+        for (offset, length), data in zip(places, self.read_config(*places), strict=True):
+            space[offset : offset + length] = data[:length]
+        values = NET_CONFIG.parse(bytes(space))
         return replace(config, **{name: getattr(values, name) for name in wanted})
 
     def _set_up_queues(self) -> None:
