@@ -46,7 +46,11 @@ def _tables(text: str, kind: str, read_key: ReadKey) -> list[dict[str, Any]]:
     except (ValueError, RecursionError):
         raise ConfigError("a number too long or tables too deep for any field") from None
     tables = document.get(kind)
-    if document.keys() != {kind} or not isinstance(tables, list) or not all(isinstance(t, dict) for t in tables):
+    if (
+        document.keys() != {kind}
+        or not isinstance(tables, list)
+        or not all(isinstance(t, dict) for t in tables)
+    ):
         raise ConfigError(f"must hold [[{kind}]] tables and nothing else")
     for number, table in enumerate(tables, 1):
         for key in _KEYS:

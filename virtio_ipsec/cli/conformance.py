@@ -36,6 +36,7 @@ from virtio_ipsec.conformance.reports.cases import case_index, case_page
 from virtio_ipsec.conformance.reports.junit import to_junit
 from virtio_ipsec.conformance.reports.page import to_html
 from virtio_ipsec.conformance.reports.text import (
+    GOT_OVER,
     badge,
     coverage,
     coverage_line,
@@ -270,7 +271,7 @@ class _Progress:
 def _summary(report: Report, *, partial: bool) -> str:
     lines = []
     for result in report.cases:
-        if result.verdict not in {Verdict.PASS, Verdict.UNSUPPORTED}:
+        if result.verdict not in GOT_OVER:
             lines += explain(result)
             if (deviation := report.deviation(result.id, *result.clauses)) is not None:
                 lines.append(f"  declared deviation: {deviation.reason}")

@@ -58,7 +58,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flow.add_parser("remove", help="one").add_argument("name", metavar="NAME")
     rekey = actions.add_parser("rekey", help="another outbound SA for all flows of an old one, at once")
     rekey.add_argument("old", type=int, metavar="ID", help="the outbound SA that goes")
-    rekey.add_argument("file", metavar="FILE", help="[[sa]]: the new outbound one, and an inbound one if wanted")
+    rekey.add_argument(
+        "file", metavar="FILE", help="[[sa]]: the new outbound one, and an inbound one if wanted"
+    )
     actions.add_parser("counters", help="events of the port")
     actions.add_parser("metrics", help="everything, as Prometheus text")
     top = actions.add_parser("top", help="packets and octets per second, as they go")
@@ -155,7 +157,11 @@ def _add(client: ControlClient, arguments: argparse.Namespace, what: str) -> int
             refused += 1
         else:
             added += 1
-    print(json.dumps({"added": added, "refused": refused}) if arguments.json else f"{added} added, {refused} refused")
+    print(
+        json.dumps({"added": added, "refused": refused})
+        if arguments.json
+        else f"{added} added, {refused} refused"
+    )
     return FINDING if refused else DONE
 
 

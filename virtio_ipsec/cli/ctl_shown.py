@@ -11,7 +11,9 @@ def port_line(port: dict[str, Any]) -> str:
     """A port."""
     parts = [f"{port['name']}: {port['control']} control"]
     if "flows" in port:
-        parts.append(f"{port['outbound_sas']} outbound and {port['inbound_sas']} inbound SAs, {port['flows']} flows")
+        parts.append(
+            f"{port['outbound_sas']} outbound and {port['inbound_sas']} inbound SAs, {port['flows']} flows"
+        )
         parts.append(port.get("owner", "owns its SAs"))
     if port.get("state_failure"):
         parts.append(f"STATE CANNOT BE WRITTEN: {port['state_failure']}")
@@ -43,5 +45,10 @@ def flow_line(flow: dict[str, Any]) -> str:
     if "service" in flow:
         match = f"service {flow['service']}"
     else:
-        match = " ".join(f"{name} {flow['match'][name]}" for name in _MATCH if name in flow["match"]) or "everything"
-    return f"{flow['name']}: {match}: {what}" + (f" (priority {flow['priority']})" if "priority" in flow else "")
+        match = (
+            " ".join(f"{name} {flow['match'][name]}" for name in _MATCH if name in flow["match"])
+            or "everything"
+        )
+    return f"{flow['name']}: {match}: {what}" + (
+        f" (priority {flow['priority']})" if "priority" in flow else ""
+    )

@@ -56,13 +56,17 @@ def page(
     rows = []
     for key, entry in found.items():
         old = before.get(key, entry)
-        rates = [max(0, entry[name] - old[name]) / seconds if seconds else 0.0 for name in ("packets", "bytes")]
+        rates = [
+            max(0, entry[name] - old[name]) / seconds if seconds else 0.0 for name in ("packets", "bytes")
+        ]
         refused = sum(entry["refused"].values())
         rows.append((rates[1], rates[0], refused, key, entry))
     rows.sort(key=lambda row: (-row[0], -row[1], row[3]))
     octets, packets = sum(row[0] for row in rows), sum(row[1] for row in rows)
     lines = [f"{len(rows)} SAs, {packets:.0f} packets/s, {octets * 8 / 1e6:.3f} Mbit/s"]
-    lines.append(f"{'direction':<9} {'id':>7} {'spi':<10} {'packets/s':>10} {'Mbit/s':>10} {'refused':>9}  sequence")
+    lines.append(
+        f"{'direction':<9} {'id':>7} {'spi':<10} {'packets/s':>10} {'Mbit/s':>10} {'refused':>9}  sequence"
+    )
     for octets, packets, refused, (direction, id), entry in rows:
         marks = " soft limit" * entry["soft_expired"] + " frozen" * entry["frozen"]
         lines.append(

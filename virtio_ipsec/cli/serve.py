@@ -78,7 +78,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--control", metavar="PATH", help="the socket for `virtio-ipsec ctl`")
     parser.add_argument(
-        "--metrics", metavar="ADDR", help="Prometheus text at HOST:PORT of a loopback address, or at a socket's path"
+        "--metrics",
+        metavar="ADDR",
+        help="Prometheus text at HOST:PORT of a loopback address, or at a socket's path",
     )
     parser.add_argument(
         "--await-handover", action="store_true", help="use no SA before `ctl handover` has brought them"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from virtio_ipsec.conformance.trace import Event
-from virtio_ipsec.conformance.verdict import FATAL, Verdict, gravest
+from virtio_ipsec.conformance.verdict import FATAL, UNDECIDED, Verdict, gravest
 from virtio_ipsec.specification import Clause
 
 #: A SHOULD that does not hold is a warning; everything else that does not hold is a failure.
@@ -55,13 +55,14 @@ class ClauseResult:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What was tested."""
+    """What was tested: a device, or a driver (``role``)."""
 
     target: str
     dialect: str
     wire: bool
     features: int = 0
     details: dict[str, str] = field(default_factory=dict)
+    role: str = "device"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +98,7 @@ class Report:
     @property
     def passed(self) -> bool:
         """At least one case ran, and no MUST is FAIL, ERROR or WEDGED."""
-        ran = any(r.verdict not in {Verdict.SKIP, Verdict.UNSUPPORTED} for r in self.cases)
+        ran = any(r.verdict not in UNDECIDED for r in self.cases)
         return ran and not any(r.verdict in FATAL for r in self.cases)
 
 
@@ -131,5 +132,5 @@ def clause_verdicts(clauses: tuple[Clause, ...], results: tuple[CaseResult, ...]
 
 def _of_clause(verdicts: list[Verdict]) -> Verdict:
     """A clause that one case checked is not UNSUPPORTED because another could not."""
-    decided = [v for v in verdicts if v not in {Verdict.SKIP, Verdict.UNSUPPORTED}]
+    decided = [v for v in verdicts if v not in UNDECIDED]
     return gravest(decided or verdicts)

@@ -11,14 +11,15 @@ from virtio_ipsec.errors import VirtioIpsecError
 class Verdict(StrEnum):
     """The outcome of a case or of a clause.
 
-    A skip is never a pass, and UNSUPPORTED (the device does not offer what the clause is about, or the test
-    bed cannot reach it) is counted apart from both.
+    A skip is never a pass. UNSUPPORTED (the device does not offer what the clause is about, or the test bed cannot
+    reach it) and NOT SEEN (the driver under test never came into the situation) are counted apart from both.
     """
 
     PASS = "PASS"  # noqa: S105
     WARN = "WARN"
     FAIL = "FAIL"
     UNSUPPORTED = "UNSUPPORTED"
+    NOT_SEEN = "NOT SEEN"
     SKIP = "SKIP"
     ERROR = "ERROR"
     WEDGED = "WEDGED"
@@ -28,6 +29,7 @@ class Verdict(StrEnum):
 GRAVITY = (
     Verdict.PASS,
     Verdict.UNSUPPORTED,
+    Verdict.NOT_SEEN,
     Verdict.SKIP,
     Verdict.WARN,
     Verdict.FAIL,
@@ -36,6 +38,9 @@ GRAVITY = (
 )
 #: Verdicts that make a run fail when the clause is a MUST.
 FATAL = frozenset({Verdict.FAIL, Verdict.ERROR, Verdict.WEDGED})
+
+#: Verdicts that say nothing about who is tested.
+UNDECIDED = frozenset({Verdict.SKIP, Verdict.UNSUPPORTED, Verdict.NOT_SEEN})
 
 
 def gravest(verdicts: Sequence[Verdict]) -> Verdict:

@@ -160,7 +160,9 @@ class HandoverTarget:
     def _resolve(self, transfer: str, params: Table, request: Request) -> Result:
         """What was decided; what was not is decided now: never."""
         if params.text("instance") != self.instance:
-            raise ConfigError(f"port {self._port.name} has been started anew and cannot know; nobody may go on")
+            raise ConfigError(
+                f"port {self._port.name} has been started anew and cannot know; nobody may go on"
+            )
         if transfer in self._port.deed.accepted:
             return {"committed": True}
         self._refused.add(transfer)
@@ -170,9 +172,14 @@ class HandoverTarget:
 
     def _staged(self, transfer: str, request: Request) -> _Stage:
         stage = self._stage
-        if transfer in self._refused or stage is None or (stage.transfer, stage.connection) != (
-            transfer,
-            request.connection,
+        if (
+            transfer in self._refused
+            or stage is None
+            or (stage.transfer, stage.connection)
+            != (
+                transfer,
+                request.connection,
+            )
         ):
             raise ConfigError("there is no such handover")
         return stage
@@ -232,8 +239,12 @@ class HandoverSource:
             except VirtioIpsecError as error:
                 answer = error
             except Exception as error:
-                _log.error("handover of port %s: an internal error: %s", self._port.name, type(error).__name__)
-                answer = HandoverFailed("an internal error; this port sends nothing until the handover is run again")
+                _log.error(
+                    "handover of port %s: an internal error: %s", self._port.name, type(error).__name__
+                )
+                answer = HandoverFailed(
+                    "an internal error; this port sends nothing until the handover is run again"
+                )
             self._call_soon(lambda: self._end(answer, reply))
 
         threading.Thread(target=run, name=f"{self._port.name}-handover", daemon=True).start()
@@ -270,7 +281,11 @@ class _Transfer:
     """One attempt, in its own thread; ``here`` calls something in the control thread."""
 
     def __init__(
-        self, port: ManagedPort, target: str, target_port: str | None, here: Callable[[Callable[[], Any]], Any]
+        self,
+        port: ManagedPort,
+        target: str,
+        target_port: str | None,
+        here: Callable[[Callable[[], Any]], Any],
     ) -> None:
         self._port, self._target, self._here = port, target, here
         self._target_port = target_port or port.name
@@ -309,7 +324,9 @@ class _Transfer:
             raise ConfigError("SAs or flows were changed meanwhile")
         for at in range(0, len(states), PART):
             part = states[at : at + PART]
-            sas = [{"sa": describe_sa(spec, show_keys=True), "state": state.to_json()} for spec, state in part]
+            sas = [
+                {"sa": describe_sa(spec, show_keys=True), "state": state.to_json()} for spec, state in part
+            ]
             client.call("handover.part", transfer=transfer, sas=sas)
         for at in range(0, len(flows), PART):
             client.call("handover.part", transfer=transfer, flows=flows[at : at + PART])

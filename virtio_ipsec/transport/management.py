@@ -71,7 +71,9 @@ class Management:
     ) -> ManagedPort:
         """A port to be managed; see :class:`ManagedPort`. ``wake`` makes its own thread look at what is new."""
         deed, sas = self._deeds.get(name, (Deed(), None))
-        port = ManagedPort(name, dialect, lock, counters, operator, sas, self.marks, publish, self._answered, deed=deed)
+        port = ManagedPort(
+            name, dialect, lock, counters, operator, sas, self.marks, publish, self._answered, deed=deed
+        )
         self.ports.append(port)
         self._wake[name] = wake
         if not deed.owner_is_here:

@@ -191,7 +191,9 @@ class Marks:
             self._waiting.append(self.inbound[key].line(key))
         self._look_at = 0
 
-    def record(self, port: str, note: str, records: Iterable[tuple[SaParams, Outbound | Inbound]] = ()) -> None:
+    def record(
+        self, port: str, note: str, records: Iterable[tuple[SaParams, Outbound | Inbound]] = ()
+    ) -> None:
         """Remember ``note`` of a port, and where SAs are, in one step; on the disk when this returns. StateError if it
         cannot be written: then nothing is remembered."""
         known = [(self.key(params), record) for params, record in records]

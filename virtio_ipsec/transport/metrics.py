@@ -63,7 +63,12 @@ def _of_sas(port: ManagedPort) -> Iterator[_Sample]:
     for held in sas:
         params, engine = held.spec.params, _any(held.engine)
         direction = "outbound" if params.direction is Direction.OUTBOUND else "inbound"
-        labels = {"port": port.name, "direction": direction, "id": str(held.spec.id), "spi": f"0x{params.spi:08x}"}
+        labels = {
+            "port": port.name,
+            "direction": direction,
+            "id": str(held.spec.id),
+            "spi": f"0x{params.spi:08x}",
+        }
         state = engine.state()
         yield "sa_packets_total", labels, state.packets
         yield "sa_bytes_total", labels, state.bytes

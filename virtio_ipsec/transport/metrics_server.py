@@ -71,10 +71,14 @@ class MetricsServer:
             where = ip_address(host)
             number = int(port)
         except ValueError:
-            raise ConfigError(f"metrics {address}: HOST:PORT of a loopback address, or the path of a socket") from None
+            raise ConfigError(
+                f"metrics {address}: HOST:PORT of a loopback address, or the path of a socket"
+            ) from None
         if not where.is_loopback or not 0 <= number <= 65535:
             raise ConfigError(f"metrics {address}: a loopback address; counters are for this machine")
-        listener = socket.socket(socket.AF_INET if where.version == 4 else socket.AF_INET6, socket.SOCK_STREAM)
+        listener = socket.socket(
+            socket.AF_INET if where.version == 4 else socket.AF_INET6, socket.SOCK_STREAM
+        )
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind((host, number))

@@ -59,7 +59,10 @@ class OwnedSas:
         """Where a frozen SA is to go on: at ``state``, where somebody else has left it, or else where it is itself; in
         any case above what the records know. Changes nothing. ConfigError when it cannot go on at all."""
         start = sa.state() if state is None else state
-        if start.sequence > (2**64 - 1 if params.esn else 2**32 - 1) or start.sequence < params.first_sequence - 1:
+        if (
+            start.sequence > (2**64 - 1 if params.esn else 2**32 - 1)
+            or start.sequence < params.first_sequence - 1
+        ):
             raise ConfigError("its sequence number is none that the SA can have")
         if self._marks is None:
             return start
@@ -77,7 +80,11 @@ class OwnedSas:
         sequence = max(start.sequence, used.mark)
         packets = max(start.packets, used.mark - (params.first_sequence - 1) if state is None else 0)
         return replace(
-            start, sequence=sequence, packets=packets, bytes=max(start.bytes, used.octets), iv_base=used.iv_base
+            start,
+            sequence=sequence,
+            packets=packets,
+            bytes=max(start.bytes, used.octets),
+            iv_base=used.iv_base,
         )
 
     def go(self, params: SaParams, sa: AnySa, start: SaState) -> None:

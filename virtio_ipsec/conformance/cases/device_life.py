@@ -187,7 +187,9 @@ def queue_reset_receive_stops(bench: Bench) -> None:
     settle(bench)
     done = used(bench, *waiting)
     bench.check("BAS-RESET-04", not done, "no buffer of the reset receive queue is used", f"{len(done)}")
-    bench.check("BAS-RESET-04", bench.queues.memory(0) == before, "rings and buffers are untouched", "changed")
+    bench.check(
+        "BAS-RESET-04", bench.queues.memory(0) == before, "rings and buffers are untouched", "changed"
+    )
 
 
 @case("queue-reset-starts-anew", "BAS-RESET-05", "BAS-RESET-08", needs=("admin", "queue_reset"))

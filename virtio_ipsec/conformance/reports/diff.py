@@ -81,6 +81,7 @@ def _identity(before: Report, after: Report) -> tuple[tuple[str, str, str], ...]
         facts.append(
             {
                 "target": identity.target,
+                "role": identity.role,
                 "dialect": identity.dialect,
                 "device features": f"{identity.features:#x}",
                 "wire": str(identity.wire),

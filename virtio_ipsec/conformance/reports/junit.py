@@ -21,6 +21,7 @@ ELEMENTS = {
     Verdict.WEDGED: "error",
     Verdict.UNSUPPORTED: "skipped",
     Verdict.SKIP: "skipped",
+    Verdict.NOT_SEEN: "skipped",
 }
 
 
@@ -49,6 +50,7 @@ def _properties(report: Report) -> dict[str, str]:
     identity = report.identity
     return {
         "target": identity.target,
+        "role": identity.role,
         "dialect": identity.dialect,
         "wire": "yes" if identity.wire else "no",
         "device_features": f"{identity.features:#x}",

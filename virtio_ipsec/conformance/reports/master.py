@@ -30,6 +30,7 @@ def to_json(report: Report) -> dict[str, Any]:
         "generator": {"name": "virtio-ipsec", "version": report.version},
         "target": {
             "name": identity.target,
+            "role": identity.role,
             "dialect": identity.dialect,
             "wire": identity.wire,
             "device_features": f"{identity.features:#034x}",
@@ -100,6 +101,7 @@ def from_json(data: Any) -> Report:
                 dialect=str(target["dialect"]),
                 wire=bool(target["wire"]),
                 features=int(target["device_features"], 16),
+                role=str(target.get("role", "device")),
                 details={str(name): str(text) for name, text in target["details"].items()},
             ),
             version=str(data["generator"]["version"]),

@@ -11,7 +11,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib.resources import files
 
-from virtio_ipsec.conformance.reports.text import UNJUDGED, coverage, coverage_line, headline, printable
+from virtio_ipsec.conformance.reports.text import (
+    GOT_OVER,
+    UNJUDGED,
+    coverage,
+    coverage_line,
+    headline,
+    printable,
+)
 from virtio_ipsec.conformance.result import CaseResult, Check, ClauseResult, Report
 from virtio_ipsec.conformance.verdict import GRAVITY, Verdict
 
@@ -78,7 +85,7 @@ def _label(result: ClauseResult) -> str:
 def _header(report: Report) -> Iterator[str]:
     identity = report.identity
     state = "PASS" if report.passed else "FAIL"
-    yield f'<header class="{state}"><p>virtio-net IPsec conformance</p>'
+    yield f'<header class="{state}"><p>virtio-net IPsec conformance: {escape(identity.role)}</p>'
     yield f"<h1>{_MARKS[state]} {'Passed' if report.passed else 'Failed'}: {escape(identity.target)}</h1>"
     yield f"<p>{escape(headline(report))}</p></header>"
     facts = {
@@ -86,8 +93,7 @@ def _header(report: Report) -> Iterator[str]:
         **identity.details,
         "dialect": identity.dialect,
         "device features": f"{identity.features:#x}",
-        "wire": "yes" if identity.wire else "no: packet cases are UNSUPPORTED",
-        "seed": str(report.seed),
+        **(_run_facts(report) if identity.role == "device" else {}),
         "suite": f"virtio-ipsec {report.version}",
     }
     yield '<table class="facts">'
@@ -95,8 +101,13 @@ def _header(report: Report) -> Iterator[str]:
     yield "</table>"
 
 
+def _run_facts(report: Report) -> dict[str, str]:
+    wire = "yes" if report.identity.wire else "no: packet cases are UNSUPPORTED"
+    return {"wire": wire, "seed": str(report.seed)}
+
+
 def _notable(report: Report) -> Iterator[str]:
-    notable = [c for c in report.cases if c.verdict not in {Verdict.PASS, Verdict.UNSUPPORTED}]
+    notable = [c for c in report.cases if c.verdict not in GOT_OVER]
     if notable:
         yield "<section><h2>What did not pass</h2><ul>"
         for case in sorted(notable, key=_gravity):
@@ -218,7 +229,7 @@ def _clause(report: Report, result: ClauseResult) -> Iterator[str]:
 
 def _case(report: Report, result: CaseResult) -> Iterator[str]:
     verdict = result.verdict.value
-    is_open = " open" if result.verdict not in {Verdict.PASS, Verdict.UNSUPPORTED} else ""
+    is_open = " open" if result.verdict not in GOT_OVER else ""
     yield f'<details class="case" id="case-{escape(result.id)}" data-verdict="{verdict}"{is_open}>'
     yield f"<summary>{_badge(verdict)} <code>{escape(result.id)}</code> {escape(result.title)}</summary>"
     links = ", ".join(f'<a href="#{escape(name)}">{escape(name)}</a>' for name in result.clauses)

@@ -7,7 +7,7 @@ import re
 from collections import Counter
 
 from virtio_ipsec.conformance.result import CaseResult, Report
-from virtio_ipsec.conformance.verdict import Verdict
+from virtio_ipsec.conformance.verdict import UNDECIDED, Verdict
 
 #: Characters that neither XML 1.0 nor HTML can hold.
 _FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -21,22 +21,28 @@ def printable(text: str) -> str:
 def headline(report: Report) -> str:
     """One line that says what was tested and how it ended; the first line of every text report."""
     counts = ", ".join(f"{report.count(v)} {v.value}" for v in Verdict if report.count(v))
-    wire = "" if report.identity.wire else " (no wire: packet cases are UNSUPPORTED)"
+    is_device = report.identity.role == "device"
+    wire = " (no wire: packet cases are UNSUPPORTED)" if is_device and not report.identity.wire else ""
+    what = "" if is_device else f"{report.identity.role} "
     outcome = "passed" if report.passed else "FAILED"
     return (
-        f"{outcome}: {report.identity.target}, dialect {report.identity.dialect}{wire}: "
+        f"{outcome}: {what}{report.identity.target}, dialect {report.identity.dialect}{wire}: "
         f"{len(report.cases)} cases, {counts} in {report.seconds:.1f} s"
     )
 
 
 def badge(report: Report) -> str:
     """One line of JSON in the form that badge services read from an endpoint."""
-    ran = sum(r.verdict not in {Verdict.SKIP, Verdict.UNSUPPORTED} for r in report.cases)
+    ran = sum(r.verdict not in UNDECIDED for r in report.cases)
     message = f"{report.count(Verdict.PASS)} of {ran} pass"
     color = "brightgreen" if report.passed else "red"
-    label = f"virtio-net IPsec {report.identity.dialect}"
+    role = "" if report.identity.role == "device" else f"{report.identity.role} "
+    label = f"virtio-net IPsec {role}{report.identity.dialect}"
     return json.dumps({"schemaVersion": 1, "label": label, "message": message, "color": color}) + "\n"
 
+
+#: Verdicts that need no explanation below the totals.
+GOT_OVER = frozenset({Verdict.PASS, Verdict.UNSUPPORTED, Verdict.NOT_SEEN})
 
 #: Why no case judges a clause here, by how the clause is observed.
 UNJUDGED = {
@@ -95,15 +101,16 @@ def to_markdown(report: Report) -> str:
     for group, counts in coverage(report):
         cells = " | ".join(str(counts[v]) if counts[v] else "" for v in verdicts)
         lines.append(f"| {group} | {cells} |")
-    notable = [r for r in report.cases if r.verdict not in {Verdict.PASS, Verdict.UNSUPPORTED}]
+    notable = [r for r in report.cases if r.verdict not in GOT_OVER]
     if notable:
         lines += ["", "## Cases that did not pass", ""]
         for result in notable:
             lines += ["```text", *explain(result), "```", ""]
-    unsupported = [r for r in report.cases if r.verdict is Verdict.UNSUPPORTED]
-    if unsupported:
-        lines += ["", "## Unsupported", "", "| case | reason |", "|---|---|"]
-        lines += [f"| {r.id} | {r.reason} |" for r in unsupported]
+    for verdict, title in ((Verdict.UNSUPPORTED, "Unsupported"), (Verdict.NOT_SEEN, "Not seen")):
+        without = [r for r in report.cases if r.verdict is verdict]
+        if without:
+            lines += ["", f"## {title}", "", "| case | reason |", "|---|---|"]
+            lines += [f"| {r.id} | {r.reason} |" for r in without]
     readings = sorted({reading for r in report.cases for reading in r.readings})
     if readings:
         lines += [

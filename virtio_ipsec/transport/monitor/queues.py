@@ -43,7 +43,7 @@ _MOST_ENTRIES = 1024
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A buffer that the driver has made available. ``slot``: index in the available ring, or position in a packed one."""
+    """A buffer made available. ``slot``: index in the available ring, or position in a packed one."""
 
     place: int
     slot: int

@@ -1,0 +1,1 @@
+"""The judges, by what they look at. Importing a module registers its judges."""

@@ -1,0 +1,86 @@
+"""Virtqueues: chains, buffers that the device owns, queues that are reset (virtio v1.4 2.6, 2.7, 2.8)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from virtio_ipsec.conformance.monitor.judge import Finding, judge
+from virtio_ipsec.conformance.monitor.life import Run
+from virtio_ipsec.transport.monitor.events import (
+    Altered,
+    Broken,
+    Descriptors,
+    Exposed,
+    Kicked,
+    QueueEnabled,
+    QueueReset,
+    Withdrawn,
+)
+
+#: A buffer needs a descriptor for its readable part, one for its writable part, and one more for each page.
+_PAGE = 4096
+_SPARE = 2
+
+
+def _elements(descriptors: Descriptors) -> Descriptors:
+    """Without those that only refer to a table."""
+    return tuple(each for each in descriptors if not each.is_table)
+
+
+@judge("FRM-02", when="a buffer was made available")
+def writable_behind_readable(run: Run) -> Iterator[Finding]:
+    """In a chain device-writable descriptors lie behind all device-readable ones."""
+    for _, at, event in run.of(Exposed):
+        kinds = [each.is_writable for each in _elements(event.descriptors)]
+        holds = kinds == sorted(kinds)
+        words = " ".join("w" if kind else "r" for kind in kinds)
+        yield Finding(holds, "readable ones first", words, at)
+
+
+@judge("FRM-03", when="a buffer was made available")
+def few_descriptors(run: Run) -> Iterator[Finding]:
+    """A buffer has no more descriptors than its two parts and its pages need."""
+    for _, at, event in run.of(Exposed):
+        elements = _elements(event.descriptors)
+        most = _SPARE + sum(-(-each.length // _PAGE) for each in elements if each.length >= _PAGE)
+        most += -(-sum(each.length for each in elements) // _PAGE)
+        yield Finding(len(elements) <= most, f"at most {most}", f"{len(elements)} descriptors", at)
+
+
+@judge("BAS-INIT-10", when="a buffer was made available")
+def left_alone(run: Run) -> Iterator[Finding]:
+    """The descriptors of a buffer do not change until the device has used it, as far as it was looked at."""
+    for life in run.lives:
+        altered = list(life.of(Altered))
+        for at, event in altered:
+            seen = f"{len(event.before)} descriptors before, {len(event.after)} after, not the same"
+            yield Finding(False, "the same descriptors", seen, at)
+        if not altered and (first := next(life.of(Exposed), None)) is not None:
+            yield Finding(True, "the same descriptors", "the same", first[0])
+
+
+@judge("BAS-INIT-11", when="a buffer was made available")
+def not_taken_back(run: Run) -> Iterator[Finding]:
+    """Buffers that were made available stay so until they are used or the device, or their queue, is reset."""
+    for life in run.lives:
+        gone = list(life.of(Withdrawn))
+        for at, event in gone:
+            seen = f"queue {event.index}: available up to {event.seen}, then {event.now}"
+            yield Finding(False, "the buffers still available", seen, at)
+        if not gone and (first := next(life.of(Exposed), None)) is not None:
+            yield Finding(True, "the buffers still available", "they are", first[0])
+
+
+@judge("BAS-RESET-09", when="a queue was reset")
+def configured_anew(run: Run) -> Iterator[Finding]:
+    """A queue that was reset is configured anew before it is used, and starts at its beginning."""
+    for life in run.lives:
+        reset: dict[int, int] = {}
+        for at, event in life.of(QueueReset, QueueEnabled, Kicked, Broken):
+            if isinstance(event, QueueReset):
+                reset[event.index] = at
+            elif isinstance(event, QueueEnabled):
+                if reset.pop(event.index, None) is not None:
+                    yield Finding(not event.refused, "a queue as at first", event.refused, at)
+            elif isinstance(event, Kicked | Broken) and event.index in reset:
+                yield Finding(False, f"queue {event.index} set up first", type(event).__name__.lower(), at)
