@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import ClassVar
 
-from virtio_ipsec.device.admin import AdminCommands, build_reply, parse_command, parse_object
+from virtio_ipsec.device.admin import AdminCommands
+from virtio_ipsec.device.admin_frames import build_reply, parse_command, parse_object
 from virtio_ipsec.device.config import DeviceConfig
 from virtio_ipsec.device.device import Device
 from virtio_ipsec.device.features import IMPLEMENTED
