@@ -90,7 +90,7 @@ class Server:
         except BaseException as error:  # the test's thread raises it
             self.failure = error
 
-    def receive(self, sock: socket.socket) -> tuple[int, int, bytes, list[int]] | None:
+    def receive(self, sock: socket.socket) -> tuple[int, int, int, bytes, list[int]] | None:
         head, fds = self.take(sock, 16)
         if len(head) < 16:
             return None
@@ -99,7 +99,7 @@ class Server:
         assert error == 0
         payload, more = self.take(sock, size - 16)
         assert not more
-        return number, command, payload, fds
+        return number, command, flags, payload, fds
 
     def take(self, sock: socket.socket, size: int) -> tuple[bytes, list[int]]:
         data, fds = b"", array.array("i")
@@ -120,13 +120,15 @@ class Server:
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         sock.sendmsg([data], rights)
 
-    def handle(self, sock: socket.socket, number: int, command: int, payload: bytes, fds: list[int]) -> None:
+    def handle(
+        self, sock: socket.socket, number: int, command: int, flags: int, payload: bytes, fds: list[int]
+    ) -> None:
         self.seen.append(Seen(number, command, payload, len(fds)))
         number = (number + self.number_offset) % 65536
         try:
             scripted = self.answers.get(command)
             answer = scripted(payload) if scripted is not None else self.answer(command, payload, fds)
-            if answer is not None:
+            if answer is not None and not flags & 0x10:
                 self.send(sock, (number, command, 1, 0), *answer)
         except Refuse as error:
             self.send(sock, (number, command, 0x21, error.args[0]), b"", [])

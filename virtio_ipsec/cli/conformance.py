@@ -72,7 +72,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TARGET",
         help="what to test (default: loopback; loopback:python and loopback:c choose its engine; "
         "vhost-user:PATH[,server][,plain] is a back-end's socket, 'server' lets it connect to us, 'plain' leaves out "
-        "the IPsec binding)",
+        "the IPsec binding; vfio-user:PATH is a PCI function behind a socket, vfio:0000:bb:dd.f one of this machine "
+        "that is bound to vfio-pci)",
     )
     parser.add_argument(
         "--target", metavar="FILE", help="a file that names the device, its test bed and its deviations"

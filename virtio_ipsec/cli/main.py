@@ -18,6 +18,7 @@ VERBS = {
     "serve": ("serve", "serve virtio-net devices over vhost-user, for QEMU, DPDK and our own driver"),
     "ctl": ("ctl", "look at a running `serve` and change it: SAs, flows, rekeying, handover"),
     "conformance": ("conformance", "run the conformance suite against a device"),
+    "driver": ("driver", "drive a device: its capabilities, SAs, rules, protected packets to and from it"),
     "demo": ("demo", "two devices back to back: real frames sealed by one and opened by the other"),
     "pcap": ("pcap", "seal or open the packets of a capture file"),
     "decode": ("decode", "explain admin commands, SA objects and net headers given as hex"),

@@ -12,6 +12,7 @@ from virtio_ipsec.errors import ConfigError, VirtioIpsecError
 from virtio_ipsec.transport.targets import loopback
 from virtio_ipsec.transport.uplink import open_uplink
 from virtio_ipsec.transport.vhost_user.target import vhost_user
+from virtio_ipsec.transport.virtio_pci.target import vfio, vfio_user
 from virtio_ipsec.transport.wire import Wired
 from virtio_ipsec.wire.dialect import Dialect
 
@@ -80,7 +81,12 @@ Factory = Callable[[str, Dialect], Target]
 
 def factories() -> dict[str, Factory]:
     """Target name -> factory: the built-in ones and those of installed packages."""
-    found: dict[str, Factory] = {"loopback": loopback, "vhost-user": vhost_user}
+    found: dict[str, Factory] = {
+        "loopback": loopback,
+        "vhost-user": vhost_user,
+        "vfio-user": vfio_user,
+        "vfio": vfio,
+    }
     for entry in entry_points(group=ENTRY_POINTS):
         found.setdefault(entry.name, entry.load())
     return found

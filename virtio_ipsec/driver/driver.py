@@ -254,6 +254,11 @@ class Driver:
             queue.reap()
         self._retire()
 
+    @property
+    def unsent(self) -> int:
+        """Packets in transmit queues that the device is not known to have consumed."""
+        return sum(queue.waiting for queue in self._transmit)
+
     def _collect(self) -> None:
         """Interpret what lies in the receive queues now, while the SAs it names are those of now."""
         session = self.session

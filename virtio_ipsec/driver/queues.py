@@ -94,6 +94,11 @@ class TransmitQueue(Generic[Token]):
         self._ring = ring
         self._done = done
 
+    @property
+    def waiting(self) -> int:
+        """Packets that were placed and not taken back; each takes one descriptor."""
+        return self._ring.size - self._ring.free
+
     def put(self, buffer: bytes, token: Token) -> None:
         """Place one header and frame; :meth:`flush` shows it to the device. QueueFull when there is no room
         even after reaping. When this raises, nothing was placed, and ``done`` never hears of the token."""

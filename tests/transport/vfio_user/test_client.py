@@ -63,6 +63,7 @@ def test_a_driver_has_caps_and_sends_and_receives_over_vfio_user(bed: Bed) -> No
     assert driver.caps.ipsec_sas is not None
     loop = bed.server.function.loop
     driver.send(FRAME)
+    link.status()  # the doorbell was posted
     assert loop.captured() == [FRAME]
     loop.inject(FRAME)
     bed.server.function.signal()
@@ -94,6 +95,15 @@ def test_a_long_access_goes_in_pieces_that_the_server_takes(bed: Bed) -> None:
     assert bed.server.function.config[0x90:0xFE] == bytes(range(110))
     ranges = [struct.unpack_from("<QII", each.payload) for each in bed.server.seen if each.command in (9, 10)]
     assert ranges == [(0, 7, 100), (100, 7, 100), (200, 7, 56), (0x90, 7, 100), (0xF4, 7, 10)]
+
+
+def test_a_register_is_written_without_an_answer(bed: Bed) -> None:
+    client = bed.connect()
+    before = len(bed.server.seen)
+    for value in range(5):
+        client.write(7, 0x90, bytes([value]))
+    assert client.read(7, 0x90, 1) == b"\4"
+    assert [each.command for each in bed.server.seen[before:]] == [10] * 5 + [9]
 
 
 # Doorbells and mapped regions.
@@ -283,7 +293,7 @@ def test_descriptors_nobody_asked_for_are_closed(bed: Bed) -> None:
     [
         (9, struct.pack("<QII", 4, 7, 4) + bytes(4), "4 bytes in answer to a question for 2"),
         (5, struct.pack("<IIIIQQ", 32, 3, 6, 0, 4096, 0), "region 6 in answer to a question for region 7"),
-        (10, struct.pack("<QII", 4, 7, 1), "writes 1 of 2 bytes"),
+        (10, struct.pack("<QII", 4, 7, 1), "writes 1 of 9 bytes"),
     ],
 )
 def test_an_answer_to_another_question_is_an_error(
@@ -295,7 +305,7 @@ def test_an_answer_to_another_question_is_an_error(
         {
             9: lambda: client.read(7, 4, 2),
             5: lambda: client.region_info(7),
-            10: lambda: client.write(7, 4, b"ab"),
+            10: lambda: client.write(7, 4, bytes(9)),
         }[command]()
 
 
@@ -353,6 +363,7 @@ def test_after_a_loss_the_server_is_told_of_everything_again(bed: Bed) -> None:
     again = Driver(link, config=DriverConfig(receive_buffers=4))
     again.start()
     again.send(FRAME)
+    link.status()
     assert bed.server.function.loop.captured() == [FRAME]
     assert [each.fds for each in bed.payloads(2)] == [1, 1]
     link.close()

@@ -72,6 +72,12 @@ class ClientChannel:
         """What becomes readable when the server speaks, or goes."""
         return tuple(each.fileno() for each in (self._connection, self._twin) if each is not None)
 
+    def post(self, number: Command, value: Any) -> None:
+        """A command that nobody answers: what comes after it finds it done."""
+        self._number = (self._number + 1) % _NUMBERS
+        payload = COMMANDS[number].payload.build(value)
+        self._connection.send(command(self._number, number, payload, no_reply=True))
+
     def tell(self, number: Command, value: Any = None, fds: Iterable[int] = ()) -> Any:
         """A command that brings no descriptors back: its answer."""
         answer, came = self.ask(number, value, fds)

@@ -69,7 +69,8 @@ class FunctionAccess(Protocol):
         """Exactly ``length`` bytes. A length of 1, 2 or 4 at a multiple of itself is one access."""
 
     def write(self, region: int, offset: int, data: bytes) -> None:
-        """All of ``data``; 1, 2 or 4 bytes at a multiple of their number are one access."""
+        """All of ``data``; 1, 2 or 4 bytes at a multiple of their number are one access. It may be under way still, and
+        never be heard of when it fails; a read that follows comes behind it."""
 
     def map_region(self, region: int, offset: int, length: int) -> memoryview | None:
         """The bytes of a region themselves, to be written to; None when they cannot be had."""

@@ -186,6 +186,7 @@ class PciLink:
     def write_status(self, value: int) -> None:
         """Write the device status; 0 resets the device and forgets all queues."""
         self._common.put(CommonCfg.device_status, value & 0xFF)
+        self.status()  # writes are posted: a doorbell must not overtake this one
         if value == 0:
             self._forget()
         elif value & Status.DRIVER and not self._is_armed:
@@ -282,6 +283,7 @@ class PciLink:
         self._signals.use(index)
         self._queues[index] = _Queue(most, layout, doorbell)
         common.put(CommonCfg.queue_enable, 1)
+        common.get(CommonCfg.queue_enable)  # as for the status
 
     def _doorbell(self, index: int, layout: QueueLayout) -> Doorbell:
         """The doorbell of the queue that is selected."""
