@@ -53,7 +53,7 @@ def test_the_services_shown_can_be_checked(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     lines = [line for block in blocks("console") for line in block.splitlines() if "ipsec serve" in line]
-    assert len(lines) == 2
+    assert len(lines) == 3
     for line in lines:
         words = shlex.split(line)
         if ">" in words:

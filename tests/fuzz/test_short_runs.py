@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fuzz_control
+import fuzz_vfio_user
 import pytest
 from harness import fuzz
 
@@ -13,6 +14,17 @@ def test_the_control_socket() -> None:
     finally:
         fuzz_control.stage().close()
         fuzz_control.stage.cache_clear()
+
+
+def test_the_server_of_vfio_user() -> None:
+    try:
+        assert fuzz(fuzz_vfio_user.TARGETS, ["--count", "40"]) == 0
+        reached = fuzz_vfio_user.stage().host.port.counters()
+        for name in ("tx_frames", "rx_frames", "control_errors", "refused_messages", "protocol_errors"):
+            assert reached[name]
+    finally:
+        fuzz_vfio_user.stage().close()
+        fuzz_vfio_user.stage.cache_clear()
 
 
 def test_what_the_entry_of_the_control_socket_would_find() -> None:
