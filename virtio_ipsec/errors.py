@@ -134,6 +134,13 @@ class NoSpace(AdminError):
     qualifier = AdminQualifier.NORESOURCE
 
 
+class NoMemory(AdminError):
+    """The answer has no room, or the device has none to make it."""
+
+    status = AdminStatus.ENOMEM
+    qualifier = AdminQualifier.NORESOURCE
+
+
 class CommandFailed(AdminError):
     """Driver side: the device answered with a status other than OK.
 

@@ -111,6 +111,67 @@ struct virtio_dev_part_hdr {
         le32 length;
 } PACKED;
 
+struct virtio_resource_obj_dev_parts {
+        u8 type;
+        u8 reserved[7];
+} PACKED;
+
+struct virtio_admin_cmd_dev_parts_metadata_data {
+        struct virtio_admin_cmd_resource_obj_cmd_hdr hdr;
+        u8 type;
+        u8 reserved[7];
+} PACKED;
+
+struct virtio_admin_cmd_dev_parts_metadata_result {
+        union {
+                struct {
+                        le32 size;
+                        le32 reserved;
+                } PACKED parts_size;
+                struct {
+                        le32 count;
+                        le32 reserved;
+                } PACKED hdr_list_count;
+                struct {
+                        le32 count;
+                        le32 reserved;
+                        struct virtio_dev_part_hdr hdrs[];
+                } PACKED hdr_list;
+        } PACKED;
+} PACKED;
+
+struct virtio_admin_cmd_dev_parts_get_data {
+        struct virtio_admin_cmd_resource_obj_cmd_hdr hdr;
+        u8 type;
+        u8 reserved[7];
+        struct virtio_dev_part_hdr hdr_list[];
+} PACKED;
+
+struct virtio_admin_cmd_dev_parts_set_data {
+        struct virtio_admin_cmd_resource_obj_cmd_hdr hdr;
+        u8 parts[];
+} PACKED;
+
+struct virtio_admin_cmd_dev_mode_set_data {
+        u8 flags;
+} PACKED;
+
+struct virtio_dev_part_vq_cfg {
+        le16 queue_size;
+        le16 vector;
+        le16 enabled;
+        le16 reserved;
+        le64 queue_desc;
+        le64 queue_driver;
+        le64 queue_device;
+} PACKED;
+
+struct virtio_dev_part_vq_notify_data {
+        le16 queue_notify_off;
+        le16 queue_notif_config_data;
+        u8 reserved[4];
+} PACKED;
+
 /* --- PCI and network configuration --- */
 
 struct virtio_pci_common_cfg {

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from virtio_ipsec.specification import Layout, layout, load_layouts
-from virtio_ipsec.wire import admin, flow_filter, ipsec, net_config
+from virtio_ipsec.wire import admin, device_parts, flow_filter, ipsec, net_config
 from virtio_ipsec.wire.codec import Codec
 from virtio_ipsec.wire.dialect import DIALECTS, RFC_2025_01, V14, Dialect
 from virtio_ipsec.wire.numbers import Feature, mask
@@ -20,6 +20,16 @@ FIXED: dict[str, Codec[Any]] = {
         admin.CAP_COMMAND,
         admin.OBJECT_COMMAND,
         admin.RESOURCE_HEADER,
+        device_parts.DEV_PARTS_CAP,
+        device_parts.DEV_PARTS_OBJECT,
+        device_parts.METADATA_COMMAND,
+        device_parts.METADATA_RESULT,
+        device_parts.MODE_SET,
+        device_parts.PART_HEADER,
+        device_parts.PARTS_GET,
+        device_parts.PARTS_SET,
+        device_parts.QUEUE_CONFIG,
+        device_parts.QUEUE_NOTIFY,
         flow_filter.FF_RESOURCE_CAP,
         flow_filter.SELECTOR,
         flow_filter.FF_SELECTOR_CAP,
@@ -43,8 +53,6 @@ WITHOUT_CODEC = {
     "virtio_admin_cmd_query_cap_id_result": "id bitmap",
     "virtio_admin_cmd_cap_get_result": "bare data of the capability",
     "virtio_admin_cmd_resource_obj_query_result": "bare data of the object",
-    "virtio_dev_parts_cap": "SR-IOV group only",
-    "virtio_dev_part_hdr": "SR-IOV group only",
     "virtio_pci_common_cfg": "register access, not messages",
     "in_addr": "part of the tunnel parameters",
     "in6_addr": "part of the tunnel parameters",

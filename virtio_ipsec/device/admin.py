@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from virtio_ipsec.device.admin_frames import OK, build_reply, parse_command, parse_object
+from virtio_ipsec.device.admin_frames import OK, REPLY_SIZE, build_reply, parse_command, parse_object
 from virtio_ipsec.device.capabilities import Capabilities
 from virtio_ipsec.device.config import DeviceConfig
 from virtio_ipsec.device.counters import Counters
@@ -29,7 +29,7 @@ from virtio_ipsec.wire.admin import (
     id_bitmap_build,
     id_bitmap_parse,
 )
-from virtio_ipsec.wire.numbers import GroupType, Opcode
+from virtio_ipsec.wire.numbers import GroupType, Opcode, ResourceType
 
 #: Commands about the command list itself: legal after reset, ``group_member_id`` unused.
 LIST_COMMANDS: Final = frozenset({int(Opcode.LIST_QUERY), int(Opcode.LIST_USE)})
@@ -68,6 +68,8 @@ class AdminCommands:
             self.handlers[config.dialect.modify_opcode] = self.resource_obj_modify
         #: Supported opcodes by group type; a group type that is absent does not exist on this device.
         self.supported: dict[int, frozenset[int]] = self.group_types()
+        #: Bytes that the answer to the command at hand may have beyond its status.
+        self.room = 0
         #: Opcodes the driver may use, by group type (ADM-DEV-10 .. ADM-DEV-12).
         self.used: dict[int, frozenset[int]] = dict.fromkeys(self.supported, LIST_COMMANDS)
 
@@ -87,6 +89,7 @@ class AdminCommands:
         (AVQ-DEV-01, AVQ-DEV-02): no length makes a command fail.
         """
         self.counters.add("admin_commands")
+        self.room = max(writable_len - REPLY_SIZE, 0)
         try:
             answer = build_reply(*OK, self.execute(parse_command(readable)))
         except AdminError as error:
@@ -114,7 +117,7 @@ class AdminCommands:
         """Carry out a command whose frame is valid."""
         if self.group is None or command.group_type == GroupType.SELF or command.opcode in LIST_COMMANDS:
             return self.handlers[command.opcode](command)
-        return self.group.handlers[command.opcode](command.group_member_id, command.data)
+        return self.group.handlers[command.opcode](command.group_member_id, command.data, self.room)
 
     def check_group(self, command: AdminCommand) -> None:
         """The group type exists (ADM-DEV-02); that of virtual functions while VF Enable is set (ADM-DEV-17)."""
@@ -170,8 +173,12 @@ class AdminCommands:
     def driver_cap_set(self, command: AdminCommand) -> bytes:
         """DRIVER_CAP_SET."""
         request = CAP_COMMAND.parse(command.data)
-        self.capabilities.set(request.id, request.data, self.objects.in_use)
+        self.capabilities.set(request.id, request.data, self.in_use)
         return b""
+
+    def in_use(self, types: tuple[ResourceType, ...]) -> bool:
+        """Whether an object of any of these types is live."""
+        return self.objects.in_use(types) or (self.group is not None and self.group.in_use(types))
 
     def resource_obj_create(self, command: AdminCommand) -> bytes:
         """RESOURCE_OBJ_CREATE."""

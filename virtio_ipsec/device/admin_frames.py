@@ -14,6 +14,8 @@ from virtio_ipsec.wire.admin import AdminCommand, ObjectCommand
 _COMMAND: Final = struct.Struct("<HH12xQ")
 _OBJECT: Final = struct.Struct("<HxxIQ")
 _REPLY: Final = struct.Struct("<HH4x")
+#: Bytes of an answer without a result.
+REPLY_SIZE: Final = _REPLY.size
 OK: Final = (int(AdminStatus.OK), int(AdminQualifier.OK))
 
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from virtio_ipsec.device.config import DeviceConfig
 from virtio_ipsec.errors import Busy, InvalidField, NoSuchObject
 from virtio_ipsec.wire.codec import Codec
+from virtio_ipsec.wire.device_parts import DevPartsCap
 from virtio_ipsec.wire.flow_filter import FfActionCap, FfResourceCap, FfSelectorCap, Selector
 from virtio_ipsec.wire.ipsec import IpsecResourceCap, IpsecSaCap, ModeCap
 from virtio_ipsec.wire.numbers import CapId, Feature, FfAction, ResourceType, SelectorFlag, has
@@ -59,6 +60,9 @@ class Capability(ABC, Generic[T]):
         """Whether the id is listed."""
         return True
 
+    #: Listed only by an owner whose members' state can be read and set.
+    is_for_owners: ClassVar[bool] = False
+
 
 def _within(name: str, wanted: int, limit: int) -> None:
     if wanted > limit:
@@ -73,6 +77,24 @@ def _subset(name: str, wanted: int, mask: int) -> None:
 def _ascending(name: str, keys: list[int]) -> None:
     if any(a >= b for a, b in pairwise(keys)):
         raise InvalidField(f"{name} are not unique and ascending")
+
+
+class DeviceParts(Capability[DevPartsCap]):
+    """VIRTIO_DEV_PARTS_CAP."""
+
+    id = CapId.DEV_PARTS_CAP
+    object_types = (ResourceType.DEV_PARTS,)
+    is_for_owners = True
+
+    def offered(self) -> DevPartsCap:
+        return self.config.dev_parts_limits
+
+    def check(self, wanted: DevPartsCap, offered: DevPartsCap) -> None:
+        for name in ("get_parts_resource_objects_limit", "set_parts_resource_objects_limit"):
+            _within(name, getattr(wanted, name), getattr(offered, name))
+
+    def is_disabled(self, value: DevPartsCap) -> bool:
+        return not (value.get_parts_resource_objects_limit or value.set_parts_resource_objects_limit)
 
 
 class _IpsecCapability(Capability[T]):
@@ -206,6 +228,7 @@ class FlowFilterActions(_FlowFilterCapability[FfActionCap]):
 
 
 CAPABILITIES: tuple[type[Capability[Any]], ...] = (
+    DeviceParts,
     FlowFilterResources,
     FlowFilterSelectors,
     FlowFilterActions,
@@ -220,8 +243,8 @@ class Capabilities:
     #: The rules in force; a variant device replaces entries.
     kinds: tuple[type[Capability[Any]], ...] = CAPABILITIES
 
-    def __init__(self, config: DeviceConfig, features: int) -> None:
-        made = [kind(config, features) for kind in self.kinds]
+    def __init__(self, config: DeviceConfig, features: int, *, owns_parts: bool = False) -> None:
+        made = [kind(config, features) for kind in self.kinds if owns_parts or not kind.is_for_owners]
         self._rules = {int(rule.id): rule for rule in made if rule.available()}
         self._driver: dict[int, Any] = {}
         self._enabled: set[int] = set()

@@ -8,6 +8,7 @@ from virtio_ipsec.crypto.algorithms import ah_masks, esp_masks
 from virtio_ipsec.device.features import IMPLEMENTED, acceptable, unmet
 from virtio_ipsec.errors import ConfigError, WireError
 from virtio_ipsec.ipsec.params import MAX_REPLAY_WINDOW
+from virtio_ipsec.wire.device_parts import DEV_PARTS_CAP, DevPartsCap
 from virtio_ipsec.wire.dialect import V14, Dialect
 from virtio_ipsec.wire.flow_filter import (
     FF_RESOURCE_CAP,
@@ -90,6 +91,7 @@ _FF_LIMITS = FfResourceCap(
     last_rule_priority=255,
     selectors_per_classifier_limit=3,
 )
+_PARTS_LIMITS = DevPartsCap(64, 64)
 _FF_ACTIONS = FfActionCap(tuple(FfAction))
 
 
@@ -128,6 +130,8 @@ class DeviceConfig:
 
     #: E53: False delivers a packet that failed IPsec as it came, flags SECURITY|SECURITY_ERR; True drops it.
     drop_error_packets: bool = False
+    #: Objects through which the state of members is read and set, where a device has any.
+    dev_parts_limits: DevPartsCap = _PARTS_LIMITS
     #: E81: False keeps the SAs of members to themselves; True lets their owner reach them through group type 1.
     owner_managed: bool = False
     #: E41: False echoes keys and salt in QUERY as the text demands; True answers zeros in their place.
@@ -172,6 +176,7 @@ class DeviceConfig:
         try:
             RESOURCE_CAP.build(self.ipsec_limits)
             FF_RESOURCE_CAP.build(self.ff_limits)
+            DEV_PARTS_CAP.build(self.dev_parts_limits)
         except WireError as error:
             raise ConfigError(f"a limit that no capability can show: {error}") from None
         known = {mode.mode: mode for mode in full_sa_cap().modes}

@@ -84,6 +84,8 @@ class Device:
         self._driver_features = 0
         #: Those whose workers count.
         self._fast_rings: list[FastRings] = []
+        #: How often it was reset, for whoever has prepared something that a reset makes void.
+        self.resets = 0
         # A page of its own until a transport shares the memory of a guest.
         self._rings = self.new_rings(GuestMemory.anonymous(4096))
         self._start()
@@ -112,9 +114,13 @@ class Device:
         context.features = features
         context.header = context.dialect.net_hdr(features)
         context.guest_offloads = features & GUEST_OFFLOADS
-        self.capabilities = self.capabilities_class(self.config, features)
+        members = self._members
+        owns_parts = members is not None and self.member_commands_class.handles_parts(self.config, members)
+        self.capabilities = self.capabilities_class(self.config, features, owns_parts=owns_parts)
         self.objects = self.objects_class(kind(context, self.capabilities) for kind in self.object_kinds)
-        group = None if self._members is None else self.member_commands_class(self.config, self._members)
+        group = (
+            None if members is None else self.member_commands_class(self.config, members, self.capabilities)
+        )
         self.commands = self.commands_class(
             self.config, self.capabilities, self.objects, self._counters, group
         )
@@ -231,6 +237,7 @@ class Device:
         self._driver_features = 0
         self._start()
         self._status = 0
+        self.resets += 1
 
     # Byte level
 

@@ -41,8 +41,8 @@ class FastRings(Rings):
     def _new_queue(self, layout: QueueLayout) -> DeviceQueue:
         return FastDeviceQueue(self.memory, layout, self.device.context.features)
 
-    def enable_queue(self, index: int, layout: QueueLayout) -> None:
-        super().enable_queue(index, layout)
+    def enable_queue(self, index: int, layout: QueueLayout, position: int | None = None) -> None:
+        super().enable_queue(index, layout, position)
         self._tell_port(index)
 
     def reset_queue(self, index: int) -> None:

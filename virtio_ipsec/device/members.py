@@ -15,6 +15,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from virtio_ipsec.errors import ConfigError, InvalidGroup, InvalidMember
+from virtio_ipsec.ring.faults import Fault, LayoutError
+from virtio_ipsec.ring.memory import GuestMemory
+from virtio_ipsec.wire.numbers import Feature, has
 
 if TYPE_CHECKING:
     from virtio_ipsec.device.device import Device
@@ -58,14 +61,19 @@ class QueueRegisters:
 
 @dataclass(frozen=True, slots=True)
 class FunctionState:
-    """What device parts hold of a transport (virtio v1.4 2.14). ``common``: value of each field of
-    ``virtio_pci_common_cfg`` that belongs to the function as a whole, by its offset; device status and feature words
-    stand apart. ``queues`` by virtqueue index, the administration queue included."""
+    """What device parts hold of a member (virtio v1.4 2.14).
 
+    ``common``: value of each field of ``virtio_pci_common_cfg`` that belongs to the function as a whole and is in no
+    part of its own, by its offset. ``queues`` by virtqueue index, the administration queue included. ``controls``:
+    control queue commands that bring about what the driver has set with such; a transport leaves them to the device.
+    """
+
+    device_features: int
     driver_features: int
     status: int
     common: Mapping[int, bytes] = field(default_factory=dict)
     queues: Mapping[int, QueueRegisters] = field(default_factory=dict)
+    controls: tuple[bytes, ...] = ()
 
 
 class StoppableMember(Member, Protocol):
@@ -81,11 +89,22 @@ class StoppableMember(Member, Protocol):
         are completed when this returns. Registers go on working (DP-DEV-08 to DP-DEV-16)."""
 
     def resume(self, state: FunctionState | None = None) -> None:
-        """Go on; with ``state`` as if the driver had set that up in a fresh function. Rings go on where their device
-        areas say that they stopped. What no function can be set to ends in DEVICE_NEEDS_RESET."""
+        """Go on; with ``state`` as if the driver had set that up in a fresh function, for which
+        :func:`~virtio_ipsec.device.device_parts.restore` sees to the device. A queue that lies where it lay goes on
+        where it stopped, another where :func:`ring_position` says. What no function can be set to ends in
+        DEVICE_NEEDS_RESET."""
 
     def state(self) -> FunctionState:
         """The registers as they are."""
+
+
+def ring_position(memory: GuestMemory, queue: QueueRegisters, features: int) -> int:
+    """Where a queue goes on that another function has stopped at: a stopped device has completed all that it has seen,
+    so the used index of a split ring tells. MemoryAccessError for a ring outside the memory; RingError for a packed
+    ring, which tells nobody (E112)."""
+    if has(features, Feature.F_RING_PACKED):
+        raise LayoutError(Fault.INDEX, "where a packed ring stopped is in no device part")
+    return memory.u16(queue.device + 2)
 
 
 class Members(Protocol):
@@ -103,6 +122,10 @@ class Members(Protocol):
     def stoppable(self) -> bool:
         """Whether every member is a :class:`StoppableMember`."""
 
+    @property
+    def lives(self) -> int:
+        """How often members have vanished: what was made for them before is void."""
+
     def member(self, number: int) -> Member:
         """Member ``number``; InvalidGroup or InvalidMember when there is none."""
 
@@ -116,6 +139,7 @@ class SriovGroup:
         self._members = tuple(members)
         self._num_vfs: int | None = None
         self.stoppable = stoppable
+        self.lives = 0
 
     @property
     def num_vfs(self) -> int | None:
@@ -149,5 +173,6 @@ class SriovGroup:
         """``VF Enable`` is clear: every member vanishes, and nothing is left of it when this returns. Whatever its
         owner had made in it is gone before the same number answers again."""
         gone, self._num_vfs = self._members[: self._num_vfs or 0], None
+        self.lives += bool(gone)
         for member in gone:
             member.vanish()

@@ -18,6 +18,15 @@ from virtio_ipsec.wire.admin import (
     id_bitmap_parse,
 )
 from virtio_ipsec.wire.codec import FieldView, trailing
+from virtio_ipsec.wire.device_parts import (
+    METADATA_COMMAND,
+    METADATA_RESULT,
+    MODE_SET,
+    PARTS_GET,
+    PARTS_SET,
+    header_views,
+    part_views,
+)
 from virtio_ipsec.wire.dialect import Dialect
 from virtio_ipsec.wire.fields import Field, field_views, octets
 from virtio_ipsec.wire.numbers import CapId, Opcode
@@ -35,6 +44,10 @@ _HEADS: Mapping[str, tuple[Field, ...]] = {
     "RESOURCE_OBJ_MODIFY": _OBJECT_HEAD,
     "RESOURCE_OBJ_QUERY": _OBJECT_HEAD,
     "RESOURCE_OBJ_DESTROY": RESOURCE_HEADER.members.fields,
+    "DEV_PARTS_METADATA_GET": METADATA_COMMAND.members.fields,
+    "DEV_PARTS_GET": PARTS_GET.members.fields,
+    "DEV_PARTS_SET": PARTS_SET.members.fields,
+    "DEV_MODE_SET": MODE_SET.members.fields,
 }
 """What ``command_specific_data`` starts with; a le16 at its start is the object type or capability id."""
 
@@ -73,6 +86,12 @@ def annotate_admin(readable: bytes, dialect: Dialect) -> tuple[FieldView, ...]:
     else:
         found, at = field_views(_HEADS.get(name, ()), readable, at)
     views += found
+    if name == "DEV_PARTS_GET":
+        found, at = header_views(readable, at, "hdr_list")
+        views += found
+    elif name == "DEV_PARTS_SET":
+        found, at = part_views(readable, at, "parts")
+        views += found
     if name in _PAYLOADS:
         found, at = _payload(_PAYLOADS[name], command.data, readable, at, dialect)
         views += found
@@ -87,6 +106,12 @@ def annotate_reply(readable: bytes, writable: bytes, dialect: Dialect) -> tuple[
     found: list[FieldView] = []
     if name in _RESULTS:
         found, at = _payload(_RESULTS[name], command.data, writable, at, dialect)
+    elif name == "DEV_PARTS_METADATA_GET":
+        found, at = field_views(METADATA_RESULT.members.fields, writable, at)
+        headers, at = header_views(writable, at, "hdr_list.hdrs")
+        found += headers
+    elif name == "DEV_PARTS_GET":
+        found, at = part_views(writable, at, "parts")
     elif name in ("LIST_QUERY", "CAP_ID_LIST_QUERY"):
         found, at = _bitmap(name, writable, at, dialect)
     return _finish([*views, *found], writable, at, reply_secrets(readable, writable, dialect))

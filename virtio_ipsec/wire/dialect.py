@@ -12,7 +12,7 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
-from virtio_ipsec.wire import flow_filter, ipsec, ipsec_rfc202501, net_header
+from virtio_ipsec.wire import device_parts, flow_filter, ipsec, ipsec_rfc202501, net_header
 from virtio_ipsec.wire.codec import Codec, Counted, Record
 from virtio_ipsec.wire.ipsec import IpsecResourceCap, IpsecSaCap, ModeCap, SaCodec
 from virtio_ipsec.wire.net_header import NetHdrCodec
@@ -104,6 +104,7 @@ class Dialect:
         """Codecs of the capabilities' data by capability id."""
         return MappingProxyType(
             {
+                CapId.DEV_PARTS_CAP: device_parts.DEV_PARTS_CAP,
                 CapId.NET_FF_RESOURCE_CAP: flow_filter.FF_RESOURCE_CAP,
                 CapId.NET_FF_SELECTOR_CAP: flow_filter.FF_SELECTOR_CAP,
                 CapId.NET_FF_ACTION_CAP: flow_filter.FF_ACTION_CAP,
@@ -117,6 +118,7 @@ class Dialect:
         """Codecs of the resource objects' specific data by object type."""
         return MappingProxyType(
             {
+                ResourceType.DEV_PARTS: device_parts.DEV_PARTS_OBJECT,
                 ResourceType.NET_FF_GROUP: flow_filter.FF_GROUP,
                 ResourceType.NET_FF_CLASSIFIER: flow_filter.FF_CLASSIFIER,
                 ResourceType.NET_FF_RULE: flow_filter.FF_RULE,
