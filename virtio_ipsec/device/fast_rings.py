@@ -41,9 +41,13 @@ class FastRings(Rings):
     def _new_queue(self, layout: QueueLayout) -> DeviceQueue:
         return FastDeviceQueue(self.memory, layout, self.device.context.features)
 
-    def enable_queue(self, index: int, layout: QueueLayout, position: int | None = None) -> None:
-        super().enable_queue(index, layout, position)
+    def enable_queue(self, index: int, layout: QueueLayout) -> None:
+        super().enable_queue(index, layout)
         self._tell_port(index)
+
+    def go_on(self, index: int, position: int) -> None:
+        super().go_on(index, position)
+        self._tell_port(index)  # C has another handle of it
 
     def reset_queue(self, index: int) -> None:
         gone = self._queues.get(index)

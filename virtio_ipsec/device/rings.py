@@ -104,8 +104,8 @@ class Rings:
         """Whether the queue is in use."""
         return index in self._queues
 
-    def enable_queue(self, index: int, layout: QueueLayout, position: int | None = None) -> None:
-        """Take a queue into use, with the negotiated ring format; a new one, or one that goes on at ``position``.
+    def enable_queue(self, index: int, layout: QueueLayout) -> None:
+        """Take a queue into use, with the negotiated ring format.
 
         DeviceStateError before FEATURES_OK, for a queue that does not exist or is in use already, and for one
         that is too large; RingError for a layout that no ring can have.
@@ -114,10 +114,7 @@ class Rings:
             raise DeviceStateError("queues are enabled after FEATURES_OK")
         if not 0 < layout.size <= self.queue_max_size(index) or self.queue_enabled(index):
             raise DeviceStateError(f"queue {index} cannot be enabled with size {layout.size}")
-        queue = self._new_queue(layout)
-        if position is not None:
-            queue.restore(position)
-        self._queues[index] = queue
+        self._queues[index] = self._new_queue(layout)
         self._show_live()
 
     def _new_queue(self, layout: QueueLayout) -> DeviceQueue:
@@ -127,6 +124,10 @@ class Rings:
     def position(self, index: int) -> int:
         """Where a queue in use is, for it to go on there."""
         return self._queues[index].state()
+
+    def go_on(self, index: int, position: int) -> None:
+        """A queue in use goes on at ``position``; RingError for one that it cannot have."""
+        self._queues[index].restore(position)
 
     def reset_queue(self, index: int) -> None:
         """Forget one queue: nothing is executed on it until it is enabled anew (BAS-RESET-04, BAS-RESET-05)."""

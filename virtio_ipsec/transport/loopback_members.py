@@ -134,7 +134,8 @@ class LoopbackMember(LoopbackTarget):
                     known, position = places.get(index, (None, 0))
                     if known != layout:
                         position = ring_position(self.memory, queue, state.driver_features)
-                    self.rings.enable_queue(index, layout, position)
+                    self.rings.enable_queue(index, layout)
+                    self.rings.go_on(index, position)
                     self._layouts[index] = layout
         except (RingError, MemoryAccessError, DeviceStateError):
             self.device.needs_reset()
