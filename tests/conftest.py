@@ -5,6 +5,7 @@ Where that is not there they are NOT RUN, and the summary says so.
 
 from __future__ import annotations
 
+import gc
 import shutil
 import subprocess
 from collections import Counter
@@ -58,6 +59,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
+
+
+def pytest_collection_finish() -> None:
+    """What is there by now stays: no collection need look at it again, and tests that ask for one ask for little."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
