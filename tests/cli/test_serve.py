@@ -416,14 +416,14 @@ def test_a_socket_mode_is_octal_and_lets_the_owner_in(mode: str, capsys: pytest.
 #: name -> (what replaces what in the configuration, words of the command line, exit code, what is said).
 Refusal = tuple[tuple[str, str], Sequence[str], int, str]
 REFUSALS: dict[str, Refusal] = {
-    "no such file": (("", ""), ("--config", "{tmp}/none.toml"), 2, "none.toml: No such file or directory"),
     "key length": ((KEY, KEY[2:]), (), 2, "sa 1: key must be 16 or 24 or 32 octets for aes-gcm-16, not 15"),
-    "algorithm": (("aes-gcm-16", "rot13"), (), 2, "sa 1: algorithm must be one of aes-gcm-16, "),
-    "busy socket": (("", ""), ("--socket", "{tmp}/busy"), 3, "busy: busy: another process listens there"),
     "no tap": (("", ""), ("--uplink", "tap:nosuchtap"), 3, "tap:nosuchtap: there is no such interface; make it"),
 }
 #: The same without a process of their own.
 MORE: dict[str, Refusal] = {
+    "no such file": (("", ""), ("--config", "{tmp}/none.toml"), 2, "none.toml: No such file or directory"),
+    "algorithm": (("aes-gcm-16", "rot13"), (), 2, "sa 1: algorithm must be one of aes-gcm-16, "),
+    "busy socket": (("", ""), ("--socket", "{tmp}/busy"), 3, "busy: busy: another process listens there"),
     "not TOML": (("[port]", "[port"), (), 2, "p.toml: not TOML: "),
     "no port": (('[port]\ncontrol = "operator"\ndefault = "drop"', "[other]"), (), 2, "other is not known here"),
     "keys twice": (("[[flow]]", f"{SAME_KEY}\n[[flow]]"), (), 2, "sa id 2: has the key and salt of another SA"),
@@ -456,31 +456,31 @@ def is_refused(refusal: Refusal, code: int, text: str, folder: Path) -> None:
 
 def test_what_cannot_be_served_is_refused_in_one_line(tmp_path_factory: pytest.TempPathFactory) -> None:
     running = []
-    with socket.socket(socket.AF_UNIX) as busy:
-        for name, refusal in REFUSALS.items():
-            folder = tmp_path_factory.mktemp("refused")
-            if name == "busy socket":
-                busy.bind(str(folder / "busy"))
-                busy.listen()
-            process = subprocess.Popen(
-                command(*words_of(refusal, folder)),
-                cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-            )  # fmt: skip
-            running.append((refusal, process, folder))
-        for refusal, process, folder in running:
-            text = process.communicate(timeout=PATIENCE)[1]
-            is_refused(refusal, process.returncode, text, folder)
+    for refusal in REFUSALS.values():
+        folder = tmp_path_factory.mktemp("refused")
+        process = subprocess.Popen(
+            command(*words_of(refusal, folder)),
+            cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        running.append((refusal, process, folder))
+    for refusal, process, folder in running:
+        text = process.communicate(timeout=PATIENCE)[1]
+        is_refused(refusal, process.returncode, text, folder)
 
 
 @pytest.mark.parametrize("name", MORE)
 def test_and_so_is_whatever_else_is_wrong(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     gc.collect()  # what other tests have left open
-    before = len(os.listdir("/proc/self/fd"))
-    code = main(["serve", *words_of(MORE[name], tmp_path)])
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    is_refused(MORE[name], code, captured.err, tmp_path)
-    assert len(os.listdir("/proc/self/fd")) == before
+    with socket.socket(socket.AF_UNIX) as busy:
+        if name == "busy socket":
+            busy.bind(str(tmp_path / "busy"))
+            busy.listen()
+        before = len(os.listdir("/proc/self/fd"))
+        code = main(["serve", *words_of(MORE[name], tmp_path)])
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        is_refused(MORE[name], code, captured.err, tmp_path)
+        assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_a_function_over_vfio_user_is_checked_and_never_a_client(capsys: pytest.CaptureFixture[str]) -> None:

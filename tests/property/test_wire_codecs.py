@@ -8,7 +8,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from virtio_ipsec.errors import WireError
@@ -148,10 +148,13 @@ for each in DIALECTS.values():
         CASES[f"header {each.name} {codec.size}"] = (codec, headers(codec))
 
 EACH = pytest.mark.parametrize("case", CASES)
+#: There are dozens of codecs, and they are made of the same parts.
+SHARE = settings(max_examples=25)
 REORDERED = {name: replace(each, in_addr_little_endian=False) for name, each in DIALECTS.items()}
 
 
 @EACH
+@SHARE
 @given(data=st.data())
 def test_a_value_survives_bytes(case: str, data: st.DataObject) -> None:
     codec, values = CASES[case]
@@ -162,6 +165,7 @@ def test_a_value_survives_bytes(case: str, data: st.DataObject) -> None:
 
 
 @EACH
+@SHARE
 @given(data=st.data())
 def test_bytes_that_parse_become_canonical_at_once(case: str, data: st.DataObject) -> None:
     codec, values = CASES[case]
@@ -179,6 +183,7 @@ def test_bytes_that_parse_become_canonical_at_once(case: str, data: st.DataObjec
 
 
 @EACH
+@SHARE
 @given(data=st.data())
 def test_missing_bytes_are_zeros_or_refused(case: str, data: st.DataObject) -> None:
     codec, values = CASES[case]
@@ -198,6 +203,7 @@ def test_missing_bytes_are_zeros_or_refused(case: str, data: st.DataObject) -> N
 
 
 @EACH
+@SHARE
 @given(junk=st.binary(max_size=300))
 def test_junk_is_parsed_or_refused_and_always_annotated(case: str, junk: bytes) -> None:
     codec, _ = CASES[case]
