@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "virtio_ipsec"
-# specification.py reads data and imports nothing of ours but errors: any room may cite clauses.
+# specification.py and tables.py read data and import nothing of ours but errors: any room may cite clauses and have a
+# file of its own.
 ROOMS = (
     "errors",
     "specification",
+    "tables",
     "wire",
     "crypto",
     "ring",
@@ -96,7 +98,7 @@ def test_rooms_below_the_transport_neither_read_clocks_nor_open_anything(room: s
 
 
 def test_each_room_says_its_responsibility_in_one_line() -> None:
-    for room in ROOMS[2:]:
+    for room in ROOMS[3:]:  # the others are files
         docstring = ast.get_docstring(ast.parse((PACKAGE / room / "__init__.py").read_text()))
         assert docstring, room
         assert len(docstring.splitlines()[0]) < 110

@@ -23,7 +23,6 @@ A declared deviation explains a verdict and never changes it: a broken MUST stay
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -35,9 +34,11 @@ from virtio_ipsec.conformance.result import Deviation
 from virtio_ipsec.conformance.target import Target, open_target
 from virtio_ipsec.errors import ConfigError
 from virtio_ipsec.specification import load_clauses
+from virtio_ipsec.tables import FILE, Table, document
 from virtio_ipsec.wire.dialect import Dialect
 
 _LONGEST_PATIENCE = 3600.0
+_FIELDS = frozenset({"device", "wire", "inject", "capture", "reset", "patience", "details", "deviation"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,67 +71,32 @@ def read(path: Path) -> Bed:
 
 def parse(text: str) -> Bed:
     """The target file whose text this is."""
-    try:
-        values: dict[str, Any] = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"not TOML: {error}") from None
-    _refuse_unknown(
-        "", values, {"device", "wire", "inject", "capture", "reset", "patience", "details", "deviation"}
-    )
-    details = _typed("", values, "details", dict, {})
-    for name in details:
-        _typed("details: ", details, name, str, "")
-    patience = values.get("patience")
-    if patience is not None and (
-        isinstance(patience, bool)
-        or not isinstance(patience, int | float)
-        or not 0 <= patience <= _LONGEST_PATIENCE
-    ):
-        raise ConfigError(f"patience must be seconds from 0 to {_LONGEST_PATIENCE:g}")
-    declared = _typed("", values, "deviation", list, [])
+    top = Table(document(text), FILE, _FIELDS)
+    details = top.table("details", None)
+    if details and not all(map(str.isprintable, details.values)):
+        top.refuse("details", "must have printable names")
     return Bed(
-        device=_typed("", values, "device", str, "loopback"),
-        wire=_typed("", values, "wire", str, ""),
-        inject=_typed("", values, "inject", bool, True),
-        capture=_typed("", values, "capture", bool, True),
-        reset=_typed("", values, "reset", bool, True),
-        patience=None if patience is None else float(patience),
-        details=details,
-        deviations=tuple(_deviation(number, entry) for number, entry in enumerate(declared, 1)),
+        device=top.text("device", "loopback"),
+        wire=top.text("wire", ""),
+        inject=top.boolean("inject", True),
+        capture=top.boolean("capture", True),
+        reset=top.boolean("reset", True),
+        patience=top.number("patience", _LONGEST_PATIENCE),
+        details={name: details.text(name) for name in details.values} if details else {},
+        deviations=tuple(
+            _deviation(entry) for entry in top.tables("deviation", frozenset({"names", "reason"}))
+        ),
     )
 
 
-def _deviation(number: int, entry: Any) -> Deviation:
-    place = f"deviation {number}: "
-    if not isinstance(entry, dict):
-        raise ConfigError(f"{place}must be a [[deviation]] table")
-    _refuse_unknown(place, entry, {"names", "reason"})
-    names, reason = (_typed(place, entry, name, str, "").strip() for name in ("names", "reason"))
+def _deviation(entry: Table) -> Deviation:
+    names, reason = entry.text("names").strip(), entry.text("reason").strip()
     known = {case.id for case in load_cases()} | {clause.id for clause in load_clauses()}
     if names not in known:
-        raise ConfigError(f"{place}{names[:60]!r} is neither a clause nor a case")
+        entry.refuse("names", f"{names[:60]!r} is neither a clause nor a case")
     if not reason:
-        raise ConfigError(f"{place}a reason is missing")
+        entry.refuse("reason", "is empty")
     return Deviation(names, reason)
-
-
-def _refuse_unknown(place: str, values: Mapping[str, Any], known: set[str]) -> None:
-    for name in values:
-        if name not in known:
-            raise ConfigError(f"{place}{name[:40]!r} is not known here; known: {', '.join(sorted(known))}")
-
-
-def _typed(place: str, values: Mapping[str, Any], name: str, kind: type, default: Any) -> Any:
-    value = values.get(name, default)
-    if not isinstance(value, kind):
-        words = {
-            str: "a string",
-            bool: "true or false",
-            dict: "a table",
-            list: "written as [[deviation]] tables",
-        }
-        raise ConfigError(f"{place}{name[:40]} must be {words[kind]}")
-    return value
 
 
 @contextmanager

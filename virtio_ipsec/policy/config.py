@@ -35,7 +35,6 @@ the tables of the readers is refused with the place it stands at. Keys are never
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -46,6 +45,7 @@ from virtio_ipsec.policy.flows import Flow
 from virtio_ipsec.policy.port_config import PORT_FIELDS, Control, PortSpec, check_sas, read_port
 from virtio_ipsec.policy.sa_config import SA_FIELDS, SaSpec, read_sa, refuse_doubles
 from virtio_ipsec.policy.tables import Table
+from virtio_ipsec.tables import FILE, document
 from virtio_ipsec.wire.dialect import DIALECTS, Dialect
 
 ReadKey = Callable[[str], bytes]
@@ -95,7 +95,7 @@ def parse(text: str, read_key: ReadKey | None = None) -> Config:
 
 def parse_ports(text: str, read_key: ReadKey | None = None) -> tuple[Config, ...]:
     """:func:`parse` for a file that may hold several ports: one configuration for each."""
-    top = Table(_document(text), "file", FILE_FIELDS)
+    top = Table(document(text), FILE, FILE_FIELDS)
     dialect = DIALECTS[top.choice("dialect", DIALECTS, "virtio-1.4")]
     if not isinstance(top.values.get("port"), list):
         table = top.table("port", PORT_FIELDS)
@@ -121,17 +121,6 @@ def sa_from(values: Mapping[str, Any], dialect: Dialect, read_key: ReadKey | Non
 def flow_from(values: Mapping[str, Any]) -> Flow:
     """One flow from the fields of a ``[[flow]]`` table, whose SA may be any. Raises ConfigError."""
     return read_flow(Table(values, "flow", FLOW_FIELDS), None)
-
-
-def _document(text: str) -> dict[str, Any]:
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"not TOML: {error}") from None
-    except ValueError:
-        raise ConfigError("a number has more digits than any field can hold") from None
-    except RecursionError:
-        raise ConfigError("tables or lists are nested deeper than any field needs") from None
 
 
 def _config(table: Table, port_table: Table | None, dialect: Dialect, read_key: ReadKey | None) -> Config:

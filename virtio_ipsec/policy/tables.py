@@ -1,74 +1,17 @@
-"""TOML tables (or JSON objects of the same keys) read field by field, each checked for type and range.
-
-A message says where the field stands (``sa 2: spi``) and what would be right; it never quotes a value.
-"""
+"""Values of policy in tables: octets, ranges, addresses."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
-from typing import Any, NoReturn
 
-from virtio_ipsec.errors import ConfigError
+from virtio_ipsec import tables
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
 
-class Table:
-    """One table with the place it stands at; fields that are not ``known`` are refused."""
-
-    def __init__(self, values: Mapping[str, Any], place: str, known: frozenset[str]) -> None:
-        self.values = values
-        self.place = place
-        for name in values:
-            if name not in known:
-                self.refuse(_shown(name), f"is not known here; known: {', '.join(sorted(known))}")
-
-    def refuse(self, name: str, message: str) -> NoReturn:
-        raise ConfigError(f"{self.place}: {name} {message}")
-
-    def has(self, name: str) -> bool:
-        return name in self.values
-
-    def integer(self, name: str, low: int, high: int, default: int | None = None) -> int:
-        value = self.values.get(name, default)
-        if value is None:
-            self.refuse(name, "is missing")
-        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-            self.refuse(name, f"must be a whole number from {low} to {high}")
-        return value
-
-    def boolean(self, name: str) -> bool:
-        value = self.values.get(name, False)
-        if not isinstance(value, bool):
-            self.refuse(name, "must be true or false")
-        return value
-
-    def text(self, name: str) -> str:
-        value = self.values.get(name)
-        if value is None:
-            self.refuse(name, "is missing")
-        if not isinstance(value, str):
-            self.refuse(name, "must be a string")
-        return value
-
-    def line(self, name: str) -> str | None:
-        """A text that can stand in a log line; None when it is not there."""
-        if not self.has(name):
-            return None
-        value = self.text(name)
-        if not value or len(value) > 4096 or not value.isprintable():
-            self.refuse(name, "must be one line of printable characters")
-        return value
-
-    def choice(self, name: str, known: Mapping[str, object], default: str | None = None) -> str:
-        value = self.values.get(name, default)
-        if value is None:
-            self.refuse(name, f"is missing; one of {', '.join(known)}")
-        if not isinstance(value, str) or value not in known:
-            self.refuse(name, f"must be one of {', '.join(known)}")
-        return value
+class Table(tables.Table):
+    """One table of a configuration, or of a request."""
 
     def octets(self, name: str) -> bytes:
         if not self.has(name):
@@ -126,31 +69,3 @@ class Table:
         if getattr(network.network_address, "scope_id", None):
             self.refuse(name, "must have no zone")
         return network
-
-    def texts(self, name: str) -> list[str]:
-        entries = self.values.get(name, [])
-        if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
-            self.refuse(name, "must be a list of strings")
-        return entries
-
-    def tables(self, name: str, known: frozenset[str]) -> list[Table]:
-        entries = self.values.get(name, [])
-        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-            self.refuse(name, f"must be written as [[{name}]] tables")
-        prefix = "" if self.place == "file" else f"{self.place}: "
-        return [Table(entry, f"{prefix}{name} {number}", known) for number, entry in enumerate(entries, 1)]
-
-    def table(self, name: str, known: frozenset[str]) -> Table | None:
-        if not self.has(name):
-            return None
-        entry = self.values[name]
-        if not isinstance(entry, dict):
-            self.refuse(name, "must be a table")
-        prefix = "" if self.place == "file" else f"{self.place}: "
-        return Table(entry, f"{prefix}{name}", known)
-
-
-def _shown(name: str) -> str:
-    """A name for a message: on one line, and cut, for it may be a key in the wrong place."""
-    short = name if len(name) <= 20 else f"{name[:8]}..."
-    return short if short.isidentifier() else repr(short)
