@@ -308,6 +308,10 @@ static void write_header(const struct vipsec_worker *worker, const struct rx_del
 
 static void deliver(struct vipsec_worker *worker, struct rx_delivery *what) {
     struct vipsec_port *port = worker->port;
+    if (port_has(port, FEATURE_MTU) && port->config.mtu != 0 && what->len - what->view.l3 > port->config.mtu) {
+        drop(worker, VIPSEC_REASON_TOO_BIG); /* NET-CFG-DEV-05 */
+        return;
+    }
     const struct vipsec_steering *steering = atomic_load_explicit(&port->rules.steering, memory_order_acquire);
     struct steering_hash hash = {0};
     steering_hash(steering, what->frame, &what->view, &hash);

@@ -41,6 +41,7 @@ static inline bool port_has(const struct vipsec_port *port, unsigned feature) {
 /* Feature bits that the packet path looks at. */
 enum {
     FEATURE_CSUM = 0,
+    FEATURE_MTU = 3,
     FEATURE_MRG_RXBUF = 15,
     FEATURE_HASH_REPORT = 57,
     FEATURE_OUT_NET_HEADER = 69,

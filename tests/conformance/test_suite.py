@@ -20,6 +20,8 @@ COVERED = (
     "NET-FEAT",
     "NET-IPSEC-DEV",
     "NET-FF-DEV",
+    "NET-CFG-DEV",
+    "NET-CTL-DEV",
     "NET-RXB-DEV",
     "ADM-DEV",
     "AVQ-DEV",

@@ -596,3 +596,14 @@ def test_padding_of_a_short_wire_frame_is_not_part_of_the_result() -> None:
     _, _, frame = arrive(ctx, tunnel() + bytes(30))
     assert frame[14:] == INNER
     assert Ether(frame)[UDP].dport == 4000
+
+
+def test_with_the_mtu_negotiated_nothing_longer_is_delivered() -> None:
+    context = make_context(features=ALL | mask(Feature.NET_F_MTU))
+    receiver = Receiver(context)
+    frame = MAC + PEER + b"\x88\xb6" + bytes(context.config.mtu)
+    assert len(receiver.receive(frame)) == 1
+    assert receiver.receive(frame + b"\0") == []
+    assert context.counters.snapshot()["rx_too_big"] == 1
+    assert len(receiver.receive(frame[:12] + b"\x81\0\0\5" + frame[12:])) == 1
+    assert len(Receiver(make_context()).receive(frame + b"\0")) == 1

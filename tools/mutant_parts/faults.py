@@ -1,24 +1,26 @@
 """Small faults in the source of the device model: what somebody who writes a device gets wrong by a slip.
 
-A fault is a place in the syntax tree of one module and what stands there instead. `run_with` puts it into a fresh
-process and asks the suite.
+A fault is a place in the syntax tree of one module and what stands there instead.
 """
 
 from __future__ import annotations
 
 import ast
 import copy
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
 ROOT = Path(__file__).resolve().parents[2]
-#: The Python path of the device; without what only counts, and what refuses bad settings of our own device.
-ROOM = ROOT / "virtio_ipsec/device"
-LEFT_OUT = {"__init__", "config", "counters", "engines", "fast", "fast_rings"}
+PACKAGE = ROOT / "virtio_ipsec"
+#: Room -> what is left out of it: what only counts, what refuses bad settings of our own device or carries state from
+#: one process to the next, and what is not the Python path.
+ROOMS = {
+    "device": {"__init__", "config", "counters", "engines", "fast", "fast_rings"},
+    "ipsec": {"__init__", "state"},
+}
 #: Errors that a device answers with: a slip takes one for another.
 ANSWERS = (
     "InvalidOpcode",
@@ -29,7 +31,11 @@ ANSWERS = (
     "AlreadyExists",
     "Busy",
 )
-SECONDS = 120
+#: A statement is shown whole up to this many characters, else what is around the change.
+SHOWN = 110
+AROUND = 40
+
+Path_ = tuple[tuple[str, int | None], ...]
 
 _COMPARED: dict[type[ast.cmpop], type[ast.cmpop]] = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
@@ -43,95 +49,150 @@ _COMPUTED: dict[type[ast.operator], type[ast.operator]] = {
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """The ``number``-th change that can be made in ``module``; before and after as source."""
+    """The ``number``-th change that can be made in ``module`` ("room.name"), in the statement on ``lines``.
+
+    ``name`` says where and what in words that outlive other changes of the source: function, statement before and
+    after. ``inside``: within a function, so that only who runs these lines can notice.
+    """
 
     module: str
     number: int
-    line: int
-    before: str
-    after: str
+    lines: range
+    name: str
+    inside: bool
 
     def __str__(self) -> str:
-        return f"{self.module}.py:{self.line}: {self.before}  ->  {self.after}"
+        return self.name
 
 
-def modules() -> list[str]:
+def modules(rooms: tuple[str, ...] = tuple(ROOMS)) -> list[str]:
     """The modules in which faults are made."""
-    return sorted(path.stem for path in ROOM.glob("*.py") if path.stem not in LEFT_OUT)
+    found = ((room, path.stem) for room in rooms for path in (PACKAGE / room).glob("*.py"))
+    return sorted(f"{room}.{name}" for room, name in found if name not in ROOMS[room])
+
+
+def path_of(module: str) -> Path:
+    """Its source file."""
+    return PACKAGE / f"{module.replace('.', '/')}.py"
+
+
+def users(module: str) -> list[str]:
+    """The module itself and those that import from it."""
+    words = f"from virtio_ipsec.{module} import"
+    return [module, *(other for other in modules() if words in path_of(other).read_text())]
 
 
 def faults(module: str) -> list[Fault]:
     """All faults that can be made in a module, in the order of its source."""
-    return [fault for fault, _ in _changes(module)]
+    tree = ast.parse(path_of(module).read_text())
+    found = []
+    seen: Counter[str] = Counter()
+    for number, (path, new) in enumerate(_changes(tree)):
+        statement, rest, function = _surroundings(tree, path)
+        name = f"{'.'.join((module, *function))}: {_told(statement, rest, new)}"
+        seen[name] += 1
+        if seen[name] > 1:
+            name += f" ({seen[name]})"
+        inside = any(isinstance(node, ast.FunctionDef) for node in _way(tree, path[: len(path) - len(rest)]))
+        found.append(Fault(module, number, _lines(statement), name, inside))
+    return found
 
 
 def mutated(module: str, number: int) -> ast.Module:
     """The module's syntax tree with that fault."""
-    for fault, change in _changes(module):
-        if fault.number == number:
-            return change()
+    tree = ast.parse(path_of(module).read_text())
+    for at, (path, new) in enumerate(_changes(tree)):
+        if at == number:
+            _put(tree, path, new)
+            return ast.fix_missing_locations(tree)
     raise IndexError(f"{module} has no fault {number}")
 
 
-def sample(count: int, seed: int) -> list[Fault]:
+def every(rooms: tuple[str, ...]) -> list[Fault]:
+    """All faults of these rooms."""
+    return [fault for module in modules(rooms) for fault in faults(module)]
+
+
+def sample(count: int, seed: int, rooms: tuple[str, ...]) -> list[Fault]:
     """``count`` faults drawn from all of them: the same ones for the same seed and source."""
-    every = [fault for module in modules() for fault in faults(module)]
-    return sorted(Random(seed).sample(every, min(count, len(every))), key=lambda f: (f.module, f.number))
+    possible = every(rooms)
+    chosen = Random(seed).sample(possible, min(count, len(possible)))
+    return sorted(chosen, key=lambda fault: (fault.module, fault.number))
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What the suite made of a fault: the first case that noticed it and its verdict; "" for none."""
-
-    fault: Fault
-    case: str
-    verdict: str
-
-    @property
-    def noticed(self) -> bool:
-        """Whether something was found wrong."""
-        return bool(self.verdict)
-
-
-def run_with(fault: Fault) -> Outcome:
-    """Ask the suite about a device with this fault, in a process of its own."""
-    command = [sys.executable, "-m", "tools.mutant_parts.one", fault.module, str(fault.number)]
-    try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=SECONDS, check=False)
-    except subprocess.TimeoutExpired:
-        return Outcome(fault, "-", "HUNG")
-    if done.returncode:
-        return Outcome(fault, "-", "DEAD")  # the device does not even come up
-    case, _, verdict = done.stdout.strip().partition(" ")
-    return Outcome(fault, case, verdict)
-
-
-def _changes(module: str) -> Iterator[tuple[Fault, Callable[[], ast.Module]]]:
-    tree = ast.parse((ROOM / f"{module}.py").read_text())
-    number = 0
-    for path, node in _walk(tree, ()):
+def _changes(tree: ast.Module) -> Iterator[tuple[Path_, ast.AST]]:
+    for path, node in list(_walk(tree, ())):
         for replacement in _slips(node):
-            fault = Fault(module, number, getattr(node, "lineno", 0), _text(node), _text(replacement))
-            number += 1
+            yield path, replacement
 
-            def change(
-                path: tuple[tuple[str, int | None], ...] = path, new: ast.AST = replacement
-            ) -> ast.Module:
-                changed = copy.deepcopy(tree)
-                _put(changed, path, new)
-                return ast.fix_missing_locations(changed)
 
-            yield fault, change
+def _way(tree: ast.AST, path: Path_) -> Iterator[ast.AST]:
+    """The nodes from the tree (itself left out) to the end of the path."""
+    at: ast.AST = tree
+    for name, place in path:
+        value = getattr(at, name)
+        at = value if place is None else value[place]
+        yield at
+
+
+def _surroundings(tree: ast.Module, path: Path_) -> tuple[ast.stmt, Path_, tuple[str, ...]]:
+    """(the innermost statement, the way on from there, names of the classes and functions around it)."""
+    statement, rest, names = None, path, []
+    for depth, node in enumerate(_way(tree, path), 1):
+        if isinstance(node, ast.stmt):
+            if isinstance(statement, ast.ClassDef | ast.FunctionDef):
+                names.append(statement.name)
+            statement, rest = node, path[depth:]
+    if statement is None:
+        raise ValueError("a change outside of any statement")
+    return statement, rest, tuple(names)
+
+
+def _lines(statement: ast.stmt) -> range:
+    """The lines of a statement, without those of the block under it."""
+    body = getattr(statement, "body", None)
+    end = body[0].lineno if body else (statement.end_lineno or statement.lineno) + 1
+    return range(statement.lineno, max(end, statement.lineno + 1))
+
+
+def _told(statement: ast.stmt, rest: Path_, new: ast.AST) -> str:
+    """The statement before and after, on one line."""
+    if not rest:
+        before, after = _text(_head(statement)), _text(new)
+    else:
+        head = _head(statement)
+        changed = copy.deepcopy(head)
+        _put(changed, rest, new)
+        before, after = _text(head), _text(changed)
+    same = next(
+        (at for at, pair in enumerate(zip(before, after, strict=False)) if pair[0] != pair[1]), len(after)
+    )
+    start = 0 if same <= SHOWN - AROUND else same - AROUND
+    return f"{_cut(before, start)}  ->  {_cut(after, start)}"
+
+
+def _cut(text: str, start: int) -> str:
+    end = start + SHOWN
+    return f"{'…' if start else ''}{text[start:end]}{'…' if end < len(text) else ''}"
+
+
+def _head(statement: ast.stmt) -> ast.stmt:
+    """The statement without the block under it."""
+    head = copy.copy(statement)
+    for name in ("body", "orelse", "finalbody", "handlers", "decorator_list"):
+        if hasattr(head, name):
+            setattr(head, name, [ast.Pass()] if name == "body" else [])
+    return head
 
 
 def _text(node: ast.AST) -> str:
     text = " ".join(ast.unparse(node).split())
-    return text if len(text) <= 70 else text[:67] + "..."
+    if hasattr(node, "body") and isinstance(node, ast.stmt):
+        text = text.removesuffix("pass").rstrip()
+    return text
 
 
-def _walk(
-    node: ast.AST, path: tuple[tuple[str, int | None], ...]
-) -> Iterator[tuple[tuple[tuple[str, int | None], ...], ast.AST]]:
+def _walk(node: ast.AST, path: Path_) -> Iterator[tuple[Path_, ast.AST]]:
     """Every node with the way to it, without what does nothing when the device runs."""
     yield path, node
     for name, value in ast.iter_fields(node):
@@ -169,7 +230,7 @@ def _is_silent(node: ast.AST) -> bool:
     return "counters." in ast.unparse(node)
 
 
-def _put(tree: ast.AST, path: tuple[tuple[str, int | None], ...], new: ast.AST) -> None:
+def _put(tree: ast.AST, path: Path_, new: ast.AST) -> None:
     at = tree
     for name, place in path[:-1]:
         value = getattr(at, name)

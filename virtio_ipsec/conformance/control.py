@@ -39,6 +39,17 @@ def use_pairs(bench: Bench, pairs: int) -> None:
         raise CheckFailed(f"the device refused {pairs} queue pairs")
 
 
+def switch(bench: Bench, number: CtrlRx, on: bool) -> bool:
+    """One receive mode on or off; whether the device acknowledged it."""
+    return command(bench, CtrlClass.RX, number, bytes((on,)))
+
+
+def demand(accepted: bool, what: str) -> None:
+    """End the case when the device refused what the case rests on."""
+    if not accepted:
+        raise CheckFailed(f"the device refused {what}")
+
+
 def only_own_address(bench: Bench) -> None:
     """Leave promiscuous mode: unicast frames for other addresses are dropped from here on."""
     for number in (CtrlRx.PROMISC, CtrlRx.ALLMULTI):

@@ -38,11 +38,20 @@ class Shape:
     ident: int = 0x1234
     flags: int = 0x18
     sequence: int = 1
+    #: Source and destination address, where they are not those above.
+    hosts: tuple[bytes, bytes] | None = None
+
+    @property
+    def addresses(self) -> tuple[bytes, bytes]:
+        """Source and destination address."""
+        return self.hosts or HOSTS[self.version]
 
 
-def pseudo_header(version: int, protocol: int, length: int) -> bytes:
-    """What TCP and UDP sum besides themselves, for the hosts above."""
-    src, dst = HOSTS[version]
+def pseudo_header(
+    version: int, protocol: int, length: int, hosts: tuple[bytes, bytes] | None = None
+) -> bytes:
+    """What TCP and UDP sum besides themselves, for the hosts above or others."""
+    src, dst = hosts or HOSTS[version]
     tail = (
         struct.pack("!BBH", 0, protocol, length) if version == 4 else struct.pack("!I3xB", length, protocol)
     )
@@ -62,7 +71,7 @@ def transport(shape: Shape, payload: bytes) -> bytes:
     else:
         return payload
     body = bytearray(head + payload)
-    value = checksum(pseudo_header(shape.version, shape.protocol, len(body)) + bytes(body))
+    value = checksum(pseudo_header(shape.version, shape.protocol, len(body), shape.hosts) + bytes(body))
     body[at : at + 2] = (value or 0xFFFF).to_bytes(2)
     return bytes(body)
 
@@ -70,7 +79,7 @@ def transport(shape: Shape, payload: bytes) -> bytes:
 def packet(payload: bytes = b"virtio-ipsec", shape: Shape = Shape()) -> bytes:
     """An IP packet."""
     body = transport(shape, payload)
-    src, dst = HOSTS[shape.version]
+    src, dst = shape.addresses
     if shape.version == 6:
         first = 6 << 28 | shape.tos << 20
         return struct.pack("!IHBB", first, len(body), shape.protocol, shape.ttl) + src + dst + body
@@ -107,6 +116,11 @@ def with_extension(ipv6: bytes, kind: int = 60) -> bytes:
     extension = bytes((ipv6[6], 0, 1, 4, 0, 0, 0, 0))
     length = int.from_bytes(ipv6[4:6]) + len(extension)
     return ipv6[:4] + length.to_bytes(2) + bytes((kind,)) + ipv6[7:40] + extension + ipv6[40:]
+
+
+def tagged(frame: bytes, vlan: int) -> bytes:
+    """A frame with a VLAN tag (IEEE 802.1Q) of this id."""
+    return frame[:12] + b"\x81\0" + vlan.to_bytes(2) + frame[12:]
 
 
 def ethernet(ip_packet: bytes, destination: bytes, source: bytes) -> bytes:

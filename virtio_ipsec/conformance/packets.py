@@ -53,10 +53,13 @@ class PacketBench:
         self._serial = 0
         #: Receive buffers that the device still holds, by queue.
         self._held: Counter[int] = Counter()
+        #: Where sentinels from the wire go, when not to the device's own address.
+        self.sentinel_to = b""
 
     def forget(self) -> None:
         """After a reset the device holds no buffers."""
         self._held.clear()
+        self.sentinel_to = b""
 
     @property
     def codec(self) -> NetHdrCodec:
@@ -197,7 +200,7 @@ class PacketBench:
     def delivered(self) -> list[RxFrame]:
         """Everything delivered until now, proven complete by a sentinel."""
         bench = self._bench
-        sentinel = self._sentinel(self.mac, PEER_MAC)
+        sentinel = self._sentinel(self.sentinel_to or self.mac, PEER_MAC)
         bench.target.inject(sentinel)
         seen: list[RxFrame] = []
 

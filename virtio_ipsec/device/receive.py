@@ -87,16 +87,20 @@ class Receiver:
 
     def process(self, frame: bytes) -> Received:
         """As :meth:`receive`, but a frame that is dropped is a PacketError."""
-        ctx = self.ctx
         if len(frame) < ETHERNET_HEADER:
             raise PacketError(Reason.MALFORMED, "no Ethernet header")
-        if not admits(frame, ctx.rx_filter, ctx.features):
+        if not self.admitted(frame):
             raise PacketError(Reason.FILTERED)
         packet = Packet(frame, view(frame))
         return self.place(packet, self.apply_rules(packet))
 
+    def admitted(self, frame: bytes) -> bool:
+        """Whether the driver has asked for frames like this one."""
+        return admits(frame, self.ctx.rx_filter, self.ctx.features)
+
     def place(self, packet: Packet, queue: int | None) -> Received:
         """The finished packet with its header, on ``queue`` or where steering puts it."""
+        self.check_size(packet)
         if self.ctx.fast is not None:
             block = self.ctx.fast.steering(self.ctx.rx_filter, self.ctx.steering, self.ctx.features)
             chosen, hashed = block.choose(packet.frame, self.ctx.live_rx_queues)
@@ -108,6 +112,12 @@ class Receiver:
         if queue is None:
             raise PacketError(Reason.QUEUE_DISABLED, "the receive queue is not enabled")
         return Received(queue, self.header(packet, hashed) + packet.frame)
+
+    def check_size(self, packet: Packet) -> None:
+        """With the MTU negotiated nothing longer is delivered (NET-CFG-DEV-05)."""
+        size = len(packet.frame) - packet.headers.l3
+        if self.ctx.has(Feature.NET_F_MTU) and size > self.ctx.config.mtu:
+            raise PacketError(Reason.TOO_BIG, f"{size} bytes exceed the MTU")
 
     def match(self, packet: Packet) -> FfRule | None:
         """The flow filter rule for ``packet`` as it is now."""
