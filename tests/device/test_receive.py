@@ -604,6 +604,6 @@ def test_with_the_mtu_negotiated_nothing_longer_is_delivered() -> None:
     frame = MAC + PEER + b"\x88\xb6" + bytes(context.config.mtu)
     assert len(receiver.receive(frame)) == 1
     assert receiver.receive(frame + b"\0") == []
-    assert context.counters.snapshot()["rx_too_big"] == 1
+    assert context.counters.snapshot()["rx_refused_too_big"] == 1
     assert len(receiver.receive(frame[:12] + b"\x81\0\0\5" + frame[12:])) == 1
     assert len(Receiver(make_context()).receive(frame + b"\0")) == 1
