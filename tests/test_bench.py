@@ -91,17 +91,21 @@ def vhost_cells(ours: float, theirs: float) -> list[Cell]:
             ("serve", "virtio-user", ours),
             ("testpmd", "virtio-user", theirs),
             ("serve", "own driver", ours / 2),
+            ("serve", "driver's SA", ours),
+            ("serve", "over vfio-user", ours * 1.25),
         )
     ]
 
 
 def test_a_served_port_is_judged_behind_the_driver_that_the_comparator_has() -> None:
     program = comparators.Program(["testpmd"], {}, "1")
-    small, large = vhost.judge(vhost_cells(100.0, 60.0), program)
+    small, large, pci = vhost.judge(vhost_cells(100.0, 60.0), program)
     assert (small.row, small.reached, small.verdict) == ("6", pytest.approx(0.6), "met")
     assert (large.row, large.reached) == ("7", pytest.approx(1420 * 8 / 50))
     assert "20.00 Mpps from our own driver" in small.note
-    assert [row.reached for row in vhost.judge([], None)] == [None, None]
+    assert (pci.row, pci.reached, pci.verdict) == ("11", pytest.approx(0.8), "MISSED")
+    assert "vfio-user 8.00 Mpps, vhost-user 10.00 Mpps" in pci.note
+    assert [row.reached for row in vhost.judge([], None)] == [None, None, None]
     assert "testpmd" in vhost.judge([], None)[0].note
 
 

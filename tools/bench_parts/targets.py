@@ -58,8 +58,9 @@ VHOST_1420 = Target("7", "vhost-user transmit with ESP, 1420 B, Gbit/s", 20, 40,
 ESP_PYTHON = Target("8", "C ESP against the Python oracle, 64 B", 100)
 ADMIN = Target("9", "RESOURCE_OBJ_CREATE + DESTROY of SAs through loopback", 10_000, 30_000, "/s")
 SUITE = Target("10", "full conformance run on loopback, s", 20, 5, " s", less_is_better=True)
+VFIO_64 = Target("11", "vfio-user transmit with ESP, 64 B, against the same over vhost-user", 0.9, 1.0)
 TABLE = (
-    MB_64, MB_1420, MB_8900, ESP_DPDK, ESP_SECGW, ESP_SAS, VHOST_64, VHOST_1420, ESP_PYTHON, ADMIN, SUITE,
+    MB_64, MB_1420, MB_8900, ESP_DPDK, ESP_SECGW, ESP_SAS, VHOST_64, VHOST_1420, ESP_PYTHON, ADMIN, SUITE, VFIO_64,
 )  # fmt: skip
 #: Rows that no part of this program can measure yet.
 ELSEWHERE = {

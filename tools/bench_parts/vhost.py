@@ -17,7 +17,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
@@ -26,28 +25,27 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from tools.bench_parts import targets
 from tools.bench_parts.cells import Cell, Quiet, find, ratio
 from tools.bench_parts.comparators import Program
+from tools.bench_parts.feeders import (
+    GUEST,
+    KEY,
+    NEXT,
+    OURS,
+    PATIENCE,
+    RING,
+    SALT,
+    Feeder,
+    PciFeeder,
+    frame,
+    mac,
+)
 from tools.bench_parts.native import ROOT, Native
-from tools.bench_parts.rings import plain_packet
 from tools.bench_parts.targets import Target
-from virtio_ipsec.driver.config import DriverConfig
-from virtio_ipsec.driver.driver import Driver
-from virtio_ipsec.driver.features import SUPPORTED
-from virtio_ipsec.ring.queue import allocate_layout
 from virtio_ipsec.transport.pcap import open_capture
-from virtio_ipsec.transport.vhost_user.frontend import Options, VhostUserLink
-from virtio_ipsec.wire.dialect import V14
-from virtio_ipsec.wire.ipsec import IpsecSa
-from virtio_ipsec.wire.net_header import NetHdr
-from virtio_ipsec.wire.numbers import AeadAlgo, Feature, IpsecMode, ResourceType, mask
-from virtio_ipsec.wire.tunnel import TunnelIPv4
 
+ROWS = (targets.VHOST_64, targets.VHOST_1420, targets.VFIO_64)
 SIZES = (64, 1420)
-RING = 1024
 WARM, TIMED = 0.15, 0.6  # seconds
 CHECKED = 64  # packets that are opened, of each size
-GUEST, OURS, NEXT = "02:00:00:00:0a:01", "02:00:00:00:0a:fe", "02:aa:00:00:00:01"
-KEY, SALT = bytes(range(16)), b"salt"
-PATIENCE = 30.0
 
 CONFIG = f"""
 [port]
@@ -78,16 +76,6 @@ match = {{ src = "0.0.0.0/0", dst = "0.0.0.0/0" }}
 action = "protect"
 sa = 1
 """
-
-
-def mac(text: str) -> bytes:
-    return bytes.fromhex(text.replace(":", ""))
-
-
-def frame(size: int, number: int = 0) -> bytes:
-    """At 64 a whole frame, as testpmd counts and sends them; else an IP packet of ``size`` bytes behind its 14."""
-    length = size - 14 if size == 64 else size
-    return mac(OURS) + mac(GUEST) + b"\x08\x00" + plain_packet(length, number)
 
 
 class Testpmd:
@@ -154,14 +142,14 @@ class Testpmd:
 
 
 class Serve:
-    """``virtio-ipsec serve`` on one core."""
+    """``virtio-ipsec serve`` on one core; ``front``: the option that names its socket."""
 
-    def __init__(self, folder: Path, core: int, name: str, *words: str) -> None:
+    def __init__(self, folder: Path, core: int, name: str, *words: str, front: str = "--socket") -> None:
         self.socket = str(folder / name)
         self.log = folder / f"{name}.log"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "virtio_ipsec", "serve", "--socket", self.socket, "--log-json", *words],
+                [sys.executable, "-m", "virtio_ipsec", "serve", front, self.socket, "--log-json", *words],
                 cwd=ROOT, stdout=log, stderr=log, preexec_fn=lambda: os.sched_setaffinity(0, {core}),
             )  # fmt: skip
         limit = time.monotonic() + PATIENCE
@@ -185,74 +173,6 @@ class Serve:
         self.process.wait()
 
 
-class Feeder:
-    """Our own driver, in this process: a transmit virtqueue and a loop in C."""
-
-    def __init__(self, native: Native, socket: str, size: int, *, driver_control: bool = False) -> None:
-        self.ffi, self.lib = native.ffi, native.lib
-        self.link = VhostUserLink.at(socket, Options(memory=16 << 20, queue_size=RING), timeout=PATIENCE)
-        header = self._ask_for_esp() if driver_control else self._plain()
-        link = self.link
-        layout = allocate_layout(link.allocator, RING, link.driver_features())
-        buffers = [header + frame(size, number) for number in range(RING)]
-        for index, data in enumerate(buffers):
-            address = link.allocator.alloc(len(data))
-            link.memory.write(address, data)
-            entry = address.to_bytes(8, "little") + len(data).to_bytes(4, "little") + bytes(4)
-            link.memory.write(layout.desc + 16 * index, entry)
-        for area, length in ((layout.driver, 6 + 2 * RING), (layout.device, 6 + 8 * RING)):
-            link.memory.write(area, bytes(length))
-        link.enable_queue(1, layout)
-        if not driver_control:
-            link.write_status(15)
-        base = link.memory.regions[0][0]
-        self.state = self.ffi.new("uint8_t[]", self.lib.bench_feed_size())
-        self.feed = self.ffi.cast("struct bench_feed *", self.state)
-        self.memory = self.ffi.from_buffer(link.shared.file.map)
-        kick = link.vrings.kick_fd(1)
-        self.lib.bench_feed_init(self.feed, self.memory, layout.driver - base, layout.device - base, RING, kick)
-        self.sent = 0
-
-    def _plain(self) -> bytes:
-        """A driver that accepts next to nothing; the header of its packets."""
-        link = self.link
-        link.write_status(0)
-        for status in (1, 3):
-            link.write_status(status)
-        link.write_driver_features(mask(Feature.F_VERSION_1))
-        link.write_status(11)
-        link.enable_queue(0, allocate_layout(link.allocator, RING, link.driver_features()))
-        return V14.net_hdr(link.driver_features()).build(NetHdr())
-
-    def _ask_for_esp(self) -> bytes:
-        """A driver with an SA of its own; its transmit queue is set up anew by whoever called."""
-        left_out = mask(Feature.F_RING_PACKED, Feature.F_EVENT_IDX, Feature.F_IN_ORDER)
-        driver = Driver(self.link, config=DriverConfig(wanted=SUPPORTED & ~left_out))
-        driver.start()
-        handle = driver.sas.create_outbound(
-            IpsecSa(
-                mode=IpsecMode.ESP_TUNNEL, direction=0, spi=0x1001, salt=SALT, cipher_algo=AeadAlgo.GCM, cipher_key=KEY,
-                param=TunnelIPv4(IPv4Address("192.0.2.1"), IPv4Address("192.0.2.2"), ttl=64),
-            )
-        )  # fmt: skip
-        self.link.reset_queue(1)
-        return V14.net_hdr(driver.features).build(
-            NetHdr(flags=V14.flag_security, resource_id=handle.id, resource_type=ResourceType.NET_IPSEC_OUTB_SA)
-        )
-
-    def run(self, seconds: float, most: int = 0) -> float:
-        """Send for so long, or so many; packets per second. SystemExit when a buffer is lost."""
-        rate = self.ffi.new("double *")
-        self.sent += self.lib.bench_feed_run(self.feed, seconds, most, rate)
-        if self.lib.bench_feed_bad(self.feed):
-            raise SystemExit("vhost: buffers came back wrong, or not at all")
-        return float(rate[0])
-
-    def close(self) -> None:
-        del self.memory
-        self.link.close()
-
-
 def check_wire(native: Native, folder: Path, core: int, size: int) -> None:
     """SystemExit unless each of some packets is on the wire as the SA has to make it, under a number of its own."""
     captured = folder / f"wire{size}.pcap"
@@ -266,7 +186,8 @@ def check_wire(native: Native, folder: Path, core: int, size: int) -> None:
     finally:
         serve.close()
     with captured.open("rb") as file:
-        frames = [packet.data for packet in open_capture(file)]
+        everything = [packet.data for packet in open_capture(file)]
+    frames = [data for data in everything if data[12:14] == b"\x08\x00"]  # the port announces itself by ARP
     if len(frames) != CHECKED or sealed(counted) != CHECKED:
         raise SystemExit(f"vhost: {len(frames)} of {CHECKED} packets left, {counted}")
     sequences, ivs = set(), set()
@@ -355,12 +276,12 @@ class Plain(VirtioUser):
 
 
 class Own:
-    """Our driver sends."""
+    """Our driver sends, ``feeder`` being what it sends with."""
 
-    def __init__(self, native: Native, cores: tuple[int, int], socket: str, cell: Cell, **control: bool) -> None:
+    def __init__(self, feeder: Feeder, cores: tuple[int, int], cell: Cell) -> None:
         self.cell = cell
         self.cores = cores
-        self.feeder = Feeder(native, socket, cell.size, **control)
+        self.feeder = feeder
 
     def sample(self) -> None:
         core, other = self.cores
@@ -379,8 +300,8 @@ class Own:
 
 
 @contextmanager
-def serving(folder: Path, core: int, name: str, *words: str) -> Iterator[Serve]:
-    serve = Serve(folder, core, name, *words, "--uplink", "null")
+def serving(folder: Path, core: int, name: str, *words: str, front: str = "--socket") -> Iterator[Serve]:
+    serve = Serve(folder, core, name, *words, "--uplink", "null", front=front)
     try:
         yield serve
     finally:
@@ -412,15 +333,26 @@ def measure(
         yield _one_size(native, folder, program, cores, rounds, quiet, size)
 
 
+#: What is measured -> which service it is measured with.
+_NAMES = {
+    "virtio-user": "virtio-user",
+    "own driver": "own",
+    "driver's SA": "driver",
+    "over vfio-user": "vfio-user",
+}
+
+
 def _one_size(
     native: Native, folder: Path, program: Program | None, cores: tuple[int, int], rounds: int, quiet: Quiet, size: int
 ) -> list[Cell]:
     operator = ("--config", str(folder / "port.toml"))
     with ExitStack() as stack:
         serves: dict[str, Serve] = {}
-        for name in ("virtio-user", "own", "driver"):
-            words = operator if name != "driver" else ()
-            serves[name] = stack.enter_context(serving(folder, cores[0], f"{name}{size}", *words))
+        for name in ("virtio-user", "own", "driver", "vfio-user"):
+            words = operator if name in ("virtio-user", "own") else ()
+            front = "--vfio-user" if name == "vfio-user" else "--socket"
+            serve = serving(folder, cores[0], f"{name}{size}", *words, front=front)
+            serves[name] = stack.enter_context(serve)
         runners: list[Any] = []
 
         def add(runner: Any) -> None:
@@ -431,15 +363,19 @@ def _one_size(
             add(Plain(program, cores, folder, size))
             cell = Cell("vhost", "serve", "virtio-user", size, 1)
             add(VirtioUser(program, cores, serves["virtio-user"].socket, cell))
-        add(Own(native, cores, serves["own"].socket, Cell("vhost", "serve", "own driver", size, 1)))
-        cell = Cell("vhost", "serve", "driver's SA", size, 1)
-        add(Own(native, cores, serves["driver"].socket, cell, driver_control=True))
+        for name, work, kind in (
+            ("own", "own driver", Feeder),
+            ("driver", "driver's SA", Feeder),
+            ("vfio-user", "over vfio-user", PciFeeder),
+        ):
+            feeder = kind(native, serves[name].socket, size, driver_control=name != "own")
+            add(Own(feeder, cores, Cell("vhost", "serve", work, size, 1)))
         for number in range(rounds):
             quiet.look()
             for runner in runners if number % 2 == 0 else reversed(runners):
                 runner.sample()
         for runner in runners:
-            name = {"virtio-user": "virtio-user", "own driver": "own", "driver's SA": "driver"}[runner.cell.work]
+            name = _NAMES[runner.cell.work]
             if runner.cell.engine == "serve":
                 sent, slack = runner.sent(), 0 if isinstance(runner, Own) else RING
                 check_counts(serves[name].stop(), sent, runner.cell.work, slack)
@@ -453,7 +389,22 @@ def show(group: Sequence[Cell]) -> None:
 
 
 def judge(cells: Sequence[Cell], program: Program | None) -> list[Target]:
-    """Rows 6 and 7, with the same driver before both back-ends."""
+    """Rows 6 and 7, with the same driver before both back-ends, and row 11: the same driver by both ways."""
+    return [*_judge_vhost(cells, program), _judge_vfio(cells)]
+
+
+def _judge_vfio(cells: Sequence[Cell]) -> Target:
+    ours, theirs = (
+        find(cells, part="vhost", engine="serve", work=work, size=64) for work in ("over vfio-user", "driver's SA")
+    )
+    if ours is None or theirs is None:
+        return targets.VFIO_64.measured(None, "64 B was not asked for")
+    made = ratio(theirs, ours)
+    rates = f"vfio-user {1e3 / ours.best:.2f} Mpps, vhost-user {1e3 / theirs.best:.2f} Mpps"
+    return targets.VFIO_64.measured(made.best, f"{rates}; median of the rounds {made.median:.2f}x")
+
+
+def _judge_vhost(cells: Sequence[Cell], program: Program | None) -> list[Target]:
     wanted = {"part": "vhost", "work": "virtio-user"}
     found = {(e, n): find(cells, engine=e, size=n, **wanted) for e in ("serve", "testpmd") for n in SIZES}
     if program is None:
