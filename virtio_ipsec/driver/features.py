@@ -54,6 +54,8 @@ SUPPORTED = mask(
     Feature.F_RING_PACKED,
     Feature.F_IN_ORDER,
     Feature.F_ORDER_PLATFORM,
+    Feature.F_SR_IOV,
+    Feature.F_NOTIFICATION_DATA,
     Feature.F_NOTIF_CONFIG_DATA,
     Feature.F_RING_RESET,
     Feature.F_ADMIN_VQ,

@@ -18,7 +18,8 @@ BAS-INIT-06                the configuration space is never written
 BAS-INIT-11                buffers are dropped by ``Driver`` after ``reset`` only
 BAS-RSVD-01 to -04, -06    VERSION_1, ACCESS_PLATFORM, RING_PACKED, ORDER_PLATFORM accepted if
                            offered; NOTIF_CONFIG_DATA if the transport carries it
-BAS-RSVD-05                SR_IOV is not among the supported features
+BAS-RSVD-05                SR_IOV is accepted if the transport finds the PCI capability; who enables
+                           virtual functions does so with a driver that has been started
 PCI-CC-DRV-02, -03         :meth:`Session.ring`: size at least 1; a power of two for split rings
 PCI-CC-DRV-04, -06, -08    a queue is laid out, then enabled, and never disabled by writing 0;
                            one admin queue, at the index that the device gives

@@ -30,6 +30,7 @@ from virtio_ipsec.transport.virtio_pci.access import FunctionAccess
 from virtio_ipsec.transport.virtio_pci.discovery import Found, Place, discover
 from virtio_ipsec.transport.virtio_pci.interrupts import Interrupts
 from virtio_ipsec.transport.virtio_pci.notify import Doorbell, Position
+from virtio_ipsec.transport.virtio_pci.owner import VirtualFunctions, find_sriov
 from virtio_ipsec.transport.virtio_pci.tables import (
     FEATURE_WORDS,
     NO_VECTOR,
@@ -90,6 +91,9 @@ class PciLink:
         found = discover(access)
         self._enable_function()
         self.found: Found = found
+        base = find_sriov(access)
+        #: Those that the function owns; None: it can own none.
+        self.virtual_functions = None if base is None else VirtualFunctions(access, base)
         self._common = Window(access, found.common, "the common configuration")
         self._device = Window(access, found.device, "the device configuration") if found.device else None
         isr = Window(access, found.isr, "the ISR status") if found.isr else None
@@ -154,8 +158,8 @@ class PciLink:
         return self.dma.allocator
 
     def transport_features(self) -> int:
-        """What virtio over PCI carries."""
-        return _CARRIED
+        """What virtio over PCI carries; F_SR_IOV only for a function that has virtual ones."""
+        return _CARRIED if self.virtual_functions is not None else _CARRIED & ~mask(Feature.F_SR_IOV)
 
     def device_features(self) -> int:
         """All feature words."""

@@ -11,6 +11,7 @@ from virtio_ipsec.transport.vfio.function import VfioFunction
 from virtio_ipsec.transport.vfio_user.client import VfioUserFunction
 from virtio_ipsec.transport.virtio_pci.access import FunctionAccess
 from virtio_ipsec.transport.virtio_pci.link import Options, PciLink
+from virtio_ipsec.transport.virtio_pci.owner import VirtualFunctions, find_sriov
 from virtio_ipsec.transport.wire import Wired
 from virtio_ipsec.wire.dialect import Dialect
 
@@ -59,24 +60,87 @@ class PciTarget(PciLink):
         return []
 
 
+class PciOwner(PciTarget):
+    """One whose virtual functions can be reached, each by ``reach`` with its number
+    (:class:`~virtio_ipsec.conformance.target.Owner`)."""
+
+    def __init__(
+        self, access: FunctionAccess, dialect: Dialect, reach: Callable[[int], FunctionAccess]
+    ) -> None:
+        super().__init__(access, dialect)
+        self._reach = reach
+        self._members: dict[int, PciTarget] = {}
+
+    def reset(self) -> None:
+        """Reset the device; all virtual functions vanish and appear anew."""
+        super().reset()
+        self.enable_vfs(None)
+        self.enable_vfs(self.total_vfs)
+
+    @property
+    def _functions(self) -> VirtualFunctions:
+        if self.virtual_functions is None:
+            raise TransportError(f"{self.name} has no virtual functions")
+        return self.virtual_functions
+
+    @property
+    def total_vfs(self) -> int:
+        """How many virtual functions there can be."""
+        return self._functions.total
+
+    def enable_vfs(self, num_vfs: int | None) -> None:
+        """Set VF Enable with this NumVFs where it is clear, or clear it."""
+        if num_vfs is None:
+            self._let_go()
+            self._functions.disable()
+        else:
+            self._functions.enable(num_vfs)
+
+    def member(self, number: int) -> PciTarget:
+        """Virtual function ``number`` from its driver's side; TransportError while it is not there."""
+        if not 1 <= number <= self._functions.enabled:
+            raise TransportError(f"virtual function {number} of {self.name} is not there")
+        if number not in self._members:
+            self._members[number] = PciTarget(self._reach(number), self.dialect)
+        return self._members[number]
+
+    def close(self) -> None:
+        """Release them, then the owner."""
+        self._let_go()
+        super().close()
+
+    def _let_go(self) -> None:
+        for member in self._members.values():
+            member.close()
+        self._members.clear()
+
+
 def vfio_user(argument: str, dialect: Dialect) -> Any:
-    """The function whose server listens at the path that ``argument`` names."""
-    return _target(argument, dialect, VfioUserFunction.at, "vfio-user:PATH[?wire=URI]")
+    """The function whose server listens at the path that ``argument`` names; its virtual functions, if it has any, are
+    at PATH.vf1 and so on. ConfigError for an argument of another form, TransportError when nothing is there."""
+    path, wire = _parse(argument, "vfio-user:PATH[?wire=URI]")
+    access = VfioUserFunction.at(path)
+    if find_sriov(access) is None:
+        return _wired(PciTarget(access, dialect), wire)
+    return _wired(PciOwner(access, dialect, lambda number: VfioUserFunction.at(f"{path}.vf{number}")), wire)
 
 
 def vfio(argument: str, dialect: Dialect) -> Any:
-    """The function of this machine whose address ``argument`` is; it has to be bound to vfio-pci."""
-    return _target(argument, dialect, VfioFunction, "vfio:0000:bb:dd.f[?wire=URI]")
+    """The function of this machine whose address ``argument`` is; it has to be bound to vfio-pci. Raises as
+    :func:`vfio_user`."""
+    address, wire = _parse(argument, "vfio:0000:bb:dd.f[?wire=URI]")
+    return _wired(PciTarget(VfioFunction(address), dialect), wire)
 
 
-def _target(
-    argument: str, dialect: Dialect, reach: Callable[[str], FunctionAccess], form: str
-) -> PciTarget | Wired:
-    """ConfigError for an argument of another form, TransportError when nothing is there."""
+def _parse(argument: str, form: str) -> tuple[str, str]:
+    """What is behind the colon, and the URI of the wire's far end or nothing."""
     where, mark, wire = argument.partition(_WIRE)
     if not where or (mark and not wire):
         raise ConfigError(f"a target of this kind is written {form}")
-    target = PciTarget(reach(where), dialect)
+    return where, wire
+
+
+def _wired(target: PciTarget, wire: str) -> PciTarget | Wired:
     if not wire:
         return target
     try:
