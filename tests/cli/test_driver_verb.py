@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from vfio_served import served
+from vfio_served import served, served_group
 
 from virtio_ipsec.cli.main import main
 from virtio_ipsec.device.config import DeviceConfig
@@ -175,6 +175,19 @@ def test_packets_go_as_the_flows_say(sas: Path, tmp_path: Path, capsys: pytest.C
     assert left[1] == packet(4)
     assert driver("send", sas, source) == 0
     assert "       1 sent protected\n" in shown(capsys)
+
+
+def test_virtual_functions_are_enabled_for_a_while(capsys: pytest.CaptureFixture[str]) -> None:
+    with served_group(2, "python", CONFIG) as functions:
+        device = f"vfio-user:{functions[0].path}"
+        assert driver("vfs", 2, "--seconds", 0.05, device=device) == 0
+        assert shown(capsys) == "2 of 2 virtual functions are enabled\n"
+        assert driver("--json", "vfs", 1, "--seconds", 0, device=device) == 0
+        assert json.loads(shown(capsys)) == [{"enabled": 1, "total": 2}]
+        assert driver("vfs", 3, device=device) == 3
+    assert "does not enable 3 virtual functions of 2" in capsys.readouterr().err
+    assert driver("vfs", 1) == 2
+    assert "loopback has no virtual functions" in capsys.readouterr().err
 
 
 def test_one_port_is_wanted(sas: Path, capsys: pytest.CaptureFixture[str]) -> None:

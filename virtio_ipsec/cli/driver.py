@@ -11,6 +11,7 @@ examples:
   virtio-ipsec driver --device vfio-user:/run/nic flow sas.toml
   virtio-ipsec driver --device vfio:03:00.0 send sas.toml frames.pcap
   virtio-ipsec driver --device vfio-user:/run/nic recv sas.toml --count 10 --out got.pcapng
+  virtio-ipsec driver --device vfio-user:/run/nic vfs 2 --seconds 3600
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from virtio_ipsec.cli.driver_shown import (
     sa_text,
 )
 from virtio_ipsec.cli.exits import DONE, FINDING
-from virtio_ipsec.conformance.target import Target, open_target
+from virtio_ipsec.conformance.target import Owner, Target, open_target
 from virtio_ipsec.driver.config import DriverConfig
 from virtio_ipsec.driver.driver import Driver
 from virtio_ipsec.driver.errors import PathMtuExceeded, QueueFull
@@ -81,19 +82,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seconds", type=float, default=10.0, metavar="S", help="end then (default: %(default)g)"
     )
     receive.add_argument("--out", metavar="FILE", help="write what was received as a capture")
+    virtual = actions.add_parser("vfs", help="enable virtual functions, of a PCI function that has any")
+    virtual.add_argument("number", type=int, metavar="N", help="how many")
+    virtual.add_argument("--seconds", type=float, metavar="S", help="end then (default: when interrupted)")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Start the driver, do what is asked, and reset the device."""
-    config = _config(arguments.file) if arguments.action != "caps" else None
+    config = _config(arguments.file) if "file" in arguments else None
     dialect = config.dialect if config is not None else DIALECTS[arguments.dialect]
     with open_target(arguments.device, dialect) as target:
         driver = Driver(target, dialect, config=DriverConfig())
         driver.start()
         try:
-            if config is None:
-                return _caps(driver, arguments)
-            return _ACTIONS[arguments.action](driver, target, config, arguments)
+            if config is not None:
+                return _ACTIONS[arguments.action](driver, target, config, arguments)
+            return _caps(driver, arguments) if arguments.action == "caps" else _vfs(target, arguments)
         finally:
             driver.stop()
 
@@ -120,6 +124,23 @@ def _caps(driver: Driver, arguments: argparse.Namespace) -> int:
     found = caps_of(driver)
     print(json.dumps(found, indent=1) if arguments.json else caps_text(found))
     return DONE
+
+
+def _vfs(target: Target, arguments: argparse.Namespace) -> int:
+    """They are there as long as this lasts."""
+    if not isinstance(target, Owner):
+        raise ConfigError(f"{target.name} has no virtual functions")
+    target.enable_vfs(arguments.number)
+    _print(arguments, [{"enabled": arguments.number, "total": target.total_vfs}], _vfs_text)
+    limit = None if arguments.seconds is None else monotonic() + arguments.seconds
+    while limit is None or monotonic() < limit:
+        target.poll(0.1)
+    target.enable_vfs(None)
+    return DONE
+
+
+def _vfs_text(entry: dict[str, int]) -> str:
+    return f"{entry['enabled']} of {entry['total']} virtual functions are enabled"
 
 
 # -- what is made on the device

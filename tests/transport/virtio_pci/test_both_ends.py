@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
 from handmade_server import Server
-from vfio_served import Served, served
+from vfio_served import Served, served, served_group
 
 from virtio_ipsec.conformance.runner import run, select
-from virtio_ipsec.conformance.target import Target, open_target
+from virtio_ipsec.conformance.target import Owner, Target, open_target
 from virtio_ipsec.conformance.verdict import Verdict
 from virtio_ipsec.device.config import DeviceConfig
 from virtio_ipsec.driver.config import DriverConfig
-from virtio_ipsec.driver.driver import Driver
+from virtio_ipsec.driver.driver import Driver, Received
 from virtio_ipsec.driver.features import SUPPORTED
+from virtio_ipsec.driver.link import Link
 from virtio_ipsec.errors import ConfigError, TransportError
-from virtio_ipsec.ipsec.process import find_spi
+from virtio_ipsec.ipsec.process import find_spi, outbound
+from virtio_ipsec.ipsec.sa import OutboundSa, SaParams
 from virtio_ipsec.transport.uplink import open_uplink
 from virtio_ipsec.transport.vfio_user.client import VfioUserFunction
 from virtio_ipsec.transport.virtio_pci.link import Options, PciLink
-from virtio_ipsec.transport.virtio_pci.target import PciTarget, vfio, vfio_user
+from virtio_ipsec.transport.virtio_pci.target import PciOwner, PciTarget, vfio, vfio_user
 from virtio_ipsec.wire.dialect import V14
 from virtio_ipsec.wire.ipsec import IpsecSa
 from virtio_ipsec.wire.numbers import AeadAlgo, Feature, IpsecMode, has, mask
@@ -51,7 +55,7 @@ def until(what: Callable[[], object]) -> None:
         time.sleep(0.001)
 
 
-def started(link: PciLink, left_out: int = 0) -> Driver:
+def started(link: Link, left_out: int = 0) -> Driver:
     driver = Driver(link, config=DriverConfig(wanted=SUPPORTED & ~left_out, receive_buffers=16))
     driver.start()
     return driver
@@ -121,6 +125,83 @@ def test_a_sample_of_the_suite_passes_over_vfio_user() -> None:
     assert {case.id: case.verdict for case in report.cases} == dict.fromkeys(
         (case.id for case in cases), Verdict.PASS
     )
+
+
+# Virtual functions.
+
+
+def sealed(key: bytes, number: int) -> bytes:
+    """A frame as the other end of a tunnel makes it."""
+    out = OutboundSa(SaParams.from_wire(replace(SA, cipher_key=key, esn=number), V14), os.urandom)
+    return MAC + PEER + b"\x08\x00" + outbound(out, IP)
+
+
+def test_virtual_functions_open_each_its_own() -> None:
+    """The same SPI in two of them, with different keys; what is for one is an error in the other."""
+    keys = {1: bytes(range(16)), 2: bytes(range(16, 32))}
+    with (
+        served_group(2, "auto", CONFIG) as functions,
+        open_target(f"vfio-user:{functions[0].path}", V14) as target,
+    ):
+        assert isinstance(target, Owner)
+        assert target.total_vfs == 2
+        target.reset()
+        owner = started(target)
+        assert has(owner.features, Feature.F_SR_IOV)
+        drivers = {}
+        for number, key in keys.items():
+            member = target.member(number)
+            assert target.member(number) is member
+            drivers[number] = (member, started(member))
+            assert not has(drivers[number][1].features, Feature.F_SR_IOV)
+            inbound = drivers[number][1].sas.create_inbound(replace(SA, cipher_key=key))
+            drivers[number][1].flows.protect(inbound, versions=(4,))
+        for number, (member, driver) in drivers.items():
+            wire = open_uplink(functions[number].wire)
+            wire.send([sealed(keys[1], 1), sealed(keys[2], 2)])
+            found: list[Received] = []
+
+            def arrived(link: Target = member, driver: Driver = driver, into: list[Received] = found) -> bool:
+                link.poll(0.01)
+                into.extend(driver.receive())
+                return len(into) >= 2
+
+            until(arrived)
+            assert [packet.protected for packet in found] == [number == 1, number == 2]
+            assert [packet.error for packet in found] == [number != 1, number != 2]
+            wire.close()
+        target.enable_vfs(None)
+        with pytest.raises(TransportError, match=r"virtual function 1 of .* is not there"):
+            target.member(1)
+        target.enable_vfs(1)
+        assert not started(target.member(1)).sas.all()
+        with pytest.raises(TransportError, match="virtual function 2 of"):
+            target.member(2)
+        target.enable_vfs(None)
+        with pytest.raises(TransportError, match="does not enable 3 virtual functions of 2"):
+            target.enable_vfs(3)
+
+
+def test_an_owner_that_does_not_do_it() -> None:
+    """VF Enable reads back as it was."""
+    with (
+        served_group(1, "python", CONFIG) as functions,
+        open_target(f"vfio-user:{functions[0].path}", V14) as target,
+    ):
+        assert isinstance(target, PciOwner)
+        target.enable_vfs(1)
+        target.access.write = lambda *_: None  # type: ignore[method-assign]
+        with pytest.raises(TransportError, match="keeps its virtual functions"):
+            target.enable_vfs(None)
+        target.virtual_functions = None
+        with pytest.raises(TransportError, match="has no virtual functions"):
+            target.total_vfs  # noqa: B018
+
+
+def test_a_function_that_owns_none_is_no_owner() -> None:
+    with served("python", CONFIG) as near, open_target(near.target, V14) as target:
+        assert not isinstance(target, Owner)
+        assert not has(target.transport_features(), Feature.F_SR_IOV)
 
 
 # Targets.

@@ -14,7 +14,9 @@ from virtio_ipsec.driver.driver import Driver
 from virtio_ipsec.errors import TransportError
 from virtio_ipsec.ring.chain import Segment
 from virtio_ipsec.ring.queue import allocate_layout, driver_queue
+from virtio_ipsec.transport.virtio_pci.access import RegionInfo
 from virtio_ipsec.transport.virtio_pci.link import Options, PciLink
+from virtio_ipsec.transport.virtio_pci.owner import find_sriov
 from virtio_ipsec.wire.numbers import Feature, Status, mask
 
 FRAME = bytes.fromhex("ffffffffffff525400000070") + b"\x88\xb5" + bytes(46)
@@ -409,3 +411,26 @@ def test_a_short_common_configuration_has_no_administration_queue() -> None:
     assert link.admin_queue_index() == link.num_queues()
     with pytest.raises(TransportError, match="the common configuration has 56 bytes: none at 58"):
         link.reset_queue(0)
+
+
+@pytest.mark.parametrize(
+    ("extended", "base"),
+    [
+        ({}, None),
+        ({0x100: 0x0001000E | 0x140 << 20, 0x140: 0x00010010}, 0x140),
+        ({0x100: 0x0001000E | 0x140 << 20, 0x140: 0x0001000E | 0x100 << 20}, None),
+        ({0x100: 0x0001000E | 0xFFC << 20, 0xFFC: 0x00010010}, None),
+        ({0x100: 0x0001000E | 0x080 << 20, 0x080: 0x00010010}, None),
+        ({0x100: 0xFFFFFFFF}, None),
+    ],
+    ids=["none", "SR-IOV", "a circle", "at the very end", "back into the header", "nobody there"],
+)
+def test_extended_capabilities(extended: dict[int, int], base: int | None) -> None:
+    function = Function()
+    function.config += bytes(4096 - 256)
+    for at, head in extended.items():
+        struct.pack_into("<I", function.config, at, head)
+    assert find_sriov(function) is None
+    sizes = function.region_info
+    function.region_info = lambda region: RegionInfo(4096) if region == 7 else sizes(region)  # type: ignore[method-assign]
+    assert find_sriov(function) == base
