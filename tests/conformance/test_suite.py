@@ -30,6 +30,7 @@ COVERED = (
     "BAS-FEAT",
     "BAS-RESET",
     "INF",
+    "PCI-CC-DEV",
     "RFC",
 )
 #: Reviewed: cases that the embedded device gives no occasion for, and why that is right.
@@ -40,6 +41,11 @@ UNSUPPORTED = {
     "rx-large-packets": "the embedded device merges nothing that it receives",
     "rx-large-tunnelled-packets": "the embedded device merges nothing that it receives",
     "rx-open-checksum": "the embedded device leaves no checksum open",
+    **{
+        case.id: "tests/mutants/test_pci_mutants.py runs it on the device as a PCI function"
+        for case in CASES
+        if "pci" in case.needs
+    },
     "object-no-room": "the embedded device has room for every SA that its limits allow",
 }
 

@@ -70,7 +70,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device",
         metavar="TARGET",
-        help="what to test (default: loopback; loopback:python and loopback:c choose its engine; "
+        help="what to test (default: loopback; loopback:python and loopback:c choose its engine, "
+        "loopback-pci has the device as a PCI function; "
         "vhost-user:PATH[,server][,plain] is a back-end's socket, 'server' lets it connect to us, 'plain' leaves out "
         "the IPsec binding; vfio-user:PATH is a PCI function behind a socket, vfio:0000:bb:dd.f one of this machine "
         "that is bound to vfio-pci)",

@@ -15,6 +15,7 @@ from virtio_ipsec.conformance.admin import AdminBench
 from virtio_ipsec.conformance.case import NEEDS
 from virtio_ipsec.conformance.hexdiff import hex_diff
 from virtio_ipsec.conformance.packets import PacketBench
+from virtio_ipsec.conformance.pci import Registers
 from virtio_ipsec.conformance.queues import Queues
 from virtio_ipsec.conformance.result import Check, failing_verdict
 from virtio_ipsec.conformance.target import Owner, Target
@@ -27,6 +28,7 @@ from virtio_ipsec.wire.numbers import CapId, Feature, Status, has, mask
 if TYPE_CHECKING:
     from virtio_ipsec.conformance.case import Case
     from virtio_ipsec.conformance.sas import Caps
+    from virtio_ipsec.transport.virtio_pci.access import FunctionAccess
 
 T = TypeVar("T")
 
@@ -80,6 +82,18 @@ class Bench:
         if not isinstance(self.target, Owner):
             raise Unsupported(NEEDS["members"])
         return self.target
+
+    @property
+    def _access(self) -> FunctionAccess | None:
+        # A wire may have been put beside the target that has it.
+        return getattr(self.target, "access", None)
+
+    @property
+    def pci(self) -> Registers:
+        """The registers of the target's PCI function; a case asks for them by the need ``pci``."""
+        if self._access is None:
+            raise Unsupported(NEEDS["pci"])
+        return Registers(self._access)
 
     def member(self, number: int) -> Bench:
         """A bench around a virtual function of the target. What it records belongs to this case."""
@@ -153,6 +167,8 @@ class Bench:
             return has(offered, features[need])
         if need == "wire":
             return self.target.has_wire
+        if need == "pci":
+            return self._access is not None
         if need == "members":
             return isinstance(self.target, Owner) and self.target.total_vfs >= MEMBERS
         if need == "modify_query":

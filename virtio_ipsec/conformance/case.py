@@ -26,6 +26,7 @@ NEEDS = {
     "ctrl_vq": "the device offers no control virtqueue (VIRTIO_NET_F_CTRL_VQ)",
     "mq": "the device has a single queue pair",
     "members": "the device has no SR-IOV group of two members that the test bed reaches",
+    "pci": "the test bed shows no PCI function",
     "queue_reset": "the device offers no VIRTIO_F_RING_RESET",
 }
 

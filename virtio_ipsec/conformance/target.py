@@ -9,6 +9,7 @@ from typing import Protocol, cast, runtime_checkable
 
 from virtio_ipsec.driver.link import Link
 from virtio_ipsec.errors import ConfigError, VirtioIpsecError
+from virtio_ipsec.transport.loopback_pci import loopback_pci
 from virtio_ipsec.transport.targets import loopback
 from virtio_ipsec.transport.uplink import open_uplink
 from virtio_ipsec.transport.vhost_user.target import vhost_user
@@ -83,6 +84,7 @@ def factories() -> dict[str, Factory]:
     """Target name -> factory: the built-in ones and those of installed packages."""
     found: dict[str, Factory] = {
         "loopback": loopback,
+        "loopback-pci": loopback_pci,
         "vhost-user": vhost_user,
         "vfio-user": vfio_user,
         "vfio": vfio,

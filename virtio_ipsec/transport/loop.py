@@ -82,6 +82,10 @@ class Loop:
         while not self._stopping:
             self.turn()
 
+    def fileno(self) -> int:
+        """Readable when a :meth:`turn` would find something to do, timers apart."""
+        return self._selector.fileno()
+
     def close(self) -> None:
         """Release what the loop itself has."""
         self._selector.close()

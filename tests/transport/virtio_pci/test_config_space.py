@@ -216,7 +216,7 @@ def test_no_access_does_harm() -> None:
     """Any reads and writes in any order: answered with as many bytes, or refused; afterwards the function works."""
     host = Host()
 
-    @settings(max_examples=25)
+    @settings(max_examples=15)
     @given(st.lists(_ACCESS, max_size=20))
     def search(accesses: list[tuple[int, int, int, bytes | None]]) -> None:
         for region, offset, length, data in accesses:

@@ -133,23 +133,31 @@ class CommonConfiguration:
     def read(self, offset: int, length: int) -> bytes:
         """Bytes of the structure, 0 behind its end."""
         data = bytearray(length)
-        for register, read in _READ.items():
+        for register in CommonCfg:
             begin, end = max(register.offset, offset), min(register.end, offset + length)
             if begin < end and self._is_there(register):
-                value = read(self).to_bytes(register.width, "little")
+                value = self.get(register).to_bytes(register.width, "little")
                 data[begin - offset : end - offset] = value[begin - register.offset : end - register.offset]
         return bytes(data)
 
     def write(self, offset: int, data: bytes) -> None:
         """What the driver writes."""
         end, acted = offset + len(data), False
-        for register, write in _WRITE.items():
+        for register in _WRITE:
             if offset <= register.offset and register.end <= end and self._is_there(register):
                 begin = register.offset - offset
-                write(self, int.from_bytes(data[begin : begin + register.width], "little"))
+                self.put(register, int.from_bytes(data[begin : begin + register.width], "little"))
                 acted = True
         if not acted:
             self._port.count("ignored_writes")
+
+    def get(self, register: CommonCfg) -> int:
+        """What a register shows."""
+        return _READ[register](self)
+
+    def put(self, register: CommonCfg, value: int) -> None:
+        """What the driver writes into a register that is its to write."""
+        _WRITE[register](self, value)
 
     def _is_there(self, register: CommonCfg) -> bool:
         """Fields of a feature: when it has been negotiated, and before that is known, when it is offered."""

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import ClassVar, Final, Protocol
 
 from virtio_ipsec.device.members import SriovGroup
 from virtio_ipsec.errors import TransportError
@@ -91,6 +91,9 @@ class PciFunction:
     from the owner, BARs, no INTx). ``notifications``: offer F_NOTIFICATION_DATA and F_NOTIF_CONFIG_DATA.
     """
 
+    #: The part that a variant of the function replaces by a subclass.
+    common_class: ClassVar[type[CommonConfiguration]] = CommonConfiguration
+
     def __init__(
         self,
         port: ServedPort,
@@ -123,7 +126,7 @@ class PciFunction:
         }
         self._interrupts = Interrupts(port, vectors, self._show_intx)
         offers = (NOTIFICATIONS if notifications else 0) | (mask(Feature.F_SR_IOV) if members else 0)
-        self._common = CommonConfiguration(port, self._interrupts, offers, self._may_work)
+        self._common = self.common_class(port, self._interrupts, offers, self._may_work)
         self._parts = self._make_parts()
         self._watch_config()
         self._provide_kicks()

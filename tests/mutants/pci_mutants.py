@@ -1,0 +1,358 @@
+"""Functions whose registers are wrong. Each replaces the common configuration of a function, or the function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+from typing import Any, TypeVar
+
+from virtio_ipsec.device.config import DeviceConfig
+from virtio_ipsec.device.device import Device
+from virtio_ipsec.specification import clause
+from virtio_ipsec.transport.loopback_pci import PciLoopback
+from virtio_ipsec.transport.virtio_pci.common import CommonConfiguration
+from virtio_ipsec.transport.virtio_pci.function import PciFunction
+from virtio_ipsec.transport.virtio_pci.tables import (
+    NO_VECTOR,
+    CapabilityId,
+    CommonCfg,
+    Header,
+    Region,
+    Structure,
+    VirtioCap,
+)
+from virtio_ipsec.wire.dialect import V14
+from virtio_ipsec.wire.numbers import Feature, mask
+
+Part = TypeVar("Part", bound=type)
+
+
+@dataclass(frozen=True)
+class PciMutant:
+    """A case that cites ``clause`` must have a failing check on it; no case on any other."""
+
+    name: str
+    clause: str
+    function: type[PciFunction]
+
+    def target(self) -> PciLoopback:
+        """A fresh one."""
+        return target(self.function)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def target(function: type[PciFunction] = PciFunction) -> PciLoopback:
+    """A device of two pairs as this kind of function, packets in Python."""
+    device = Device(DeviceConfig(dialect=V14, max_queue_pairs=2), Random(1).randbytes)
+    return PciLoopback(device, function)
+
+
+MUTANTS: list[PciMutant] = []
+
+
+def pci_mutant(broken: str) -> Callable[[Part], Part]:
+    """Register the decorated class as a mutant that breaks the clause ``broken``."""
+    clause(broken)
+
+    def register(part: Part) -> Part:
+        function: Any = part
+        if issubclass(part, CommonConfiguration):
+            function = type(part.__name__, (PciFunction,), {"common_class": part})
+        assert part.__doc__
+        MUTANTS.append(PciMutant(part.__name__, broken, function))
+        return part
+
+    return register
+
+
+class Listed(PciFunction):
+    """Shows another list of capabilities than it has, once a driver has found its way."""
+
+    _asked = 0
+
+    def read(self, region: int, offset: int, length: int) -> bytes:
+        data = super().read(region, offset, length)
+        if region == Region.CONFIG and (offset, length) == (0, 256):
+            self._asked += 1
+            if self._asked > 1:
+                return self.listed(bytearray(data))
+        return data
+
+    def listed(self, config: bytearray) -> bytes:
+        raise NotImplementedError
+
+    @staticmethod
+    def find(config: bytearray, kind: Structure) -> int:
+        at = config[Header.CAPABILITY_LIST.offset]
+        while config[at] != CapabilityId.VENDOR or config[at + VirtioCap.cfg_type.offset] != kind:
+            at = config[at + 1]
+        return at
+
+
+@pci_mutant("PCI-CC-DEV-01")
+class SecondStructureIsMisaligned(Listed):
+    """Another common configuration structure lies at offset 2."""
+
+    def listed(self, config: bytearray) -> bytes:
+        at = self.find(config, Structure.PCI_CFG)
+        config[at + VirtioCap.cfg_type.offset] = Structure.COMMON_CFG
+        config[at + VirtioCap.offset_.offset] = 2
+        return bytes(config)
+
+
+@pci_mutant("PCI-CC-DEV-02")
+class NoCommonConfiguration(Listed):
+    """The capability of the common configuration is of another type."""
+
+    def listed(self, config: bytearray) -> bytes:
+        config[self.find(config, Structure.COMMON_CFG) + VirtioCap.cfg_type.offset] = 6
+        return bytes(config)
+
+
+@pci_mutant("PCI-CC-DEV-03")
+class SelectorsRepeat(CommonConfiguration):
+    """device_feature_select counts modulo 4."""
+
+    def get(self, register: CommonCfg) -> int:
+        if register is CommonCfg.device_feature:
+            return self.features >> 32 * (super().get(CommonCfg.device_feature_select) % 4) & 0xFFFFFFFF
+        return super().get(register)
+
+
+@pci_mutant("PCI-CC-DEV-03")
+class TwoWords(CommonConfiguration):
+    """Only the lowest bit of device_feature_select counts."""
+
+    def get(self, register: CommonCfg) -> int:
+        if register is CommonCfg.device_feature:
+            return self.features >> 32 * (super().get(CommonCfg.device_feature_select) % 2) & 0xFFFFFFFF
+        return super().get(register)
+
+
+@pci_mutant("PCI-CC-DEV-03")
+class LastWordSticks(CommonConfiguration):
+    """A selector beyond the last word shows the one before."""
+
+    _latest = 0
+
+    def get(self, register: CommonCfg) -> int:
+        if register is CommonCfg.device_feature:
+            if super().get(CommonCfg.device_feature_select) < 4:
+                self._latest = super().get(register)
+            return self._latest
+        return super().get(register)
+
+
+@pci_mutant("PCI-CC-DEV-04")
+class UpperWordsAreNotShown(CommonConfiguration):
+    """driver_feature shows 64 bits."""
+
+    def get(self, register: CommonCfg) -> int:
+        if register is CommonCfg.driver_feature and super().get(CommonCfg.driver_feature_select) > 1:
+            return 0
+        return super().get(register)
+
+
+@pci_mutant("PCI-CC-DEV-04")
+class WordsAddUp(CommonConfiguration):
+    """A bit of driver_feature that was written stays."""
+
+    def put(self, register: CommonCfg, value: int) -> None:
+        if register is CommonCfg.driver_feature:
+            value |= self.get(CommonCfg.driver_feature)
+        super().put(register, value)
+
+
+@pci_mutant("PCI-CC-DEV-05")
+class GenerationStandsStill(CommonConfiguration):
+    """config_generation is a constant."""
+
+    def generation(self) -> int:
+        return 7
+
+    def get(self, register: CommonCfg) -> int:
+        return 7 if register is CommonCfg.config_generation else super().get(register)
+
+
+@pci_mutant("PCI-CC-DEV-05")
+class GenerationChangesOnce(CommonConfiguration):
+    """config_generation says whether there was a change ever."""
+
+    def get(self, register: CommonCfg) -> int:
+        value = super().get(register)
+        return min(value, 1) if register is CommonCfg.config_generation else value
+
+
+@pci_mutant("PCI-CC-DEV-06")
+class StatusComesBack(CommonConfiguration):
+    """After a reset the status is 0 twice, and then ACKNOWLEDGE."""
+
+    _reads = 0
+
+    def get(self, register: CommonCfg) -> int:
+        value = super().get(register)
+        if register is CommonCfg.device_status and not value:
+            self._reads += 1
+            return int(self._reads > 2)
+        return value
+
+    def put(self, register: CommonCfg, value: int) -> None:
+        super().put(register, value)
+        if register is CommonCfg.device_status:
+            self._reads = 0
+
+
+class Remembers(CommonConfiguration):
+    """Knows which queues were enabled and which reset, since the last two resets of the device."""
+
+    def __init__(self, *arguments: Any) -> None:
+        self.enabled: set[int] = set()
+        self.enabled_before: set[int] = set()
+        self.were_reset: set[int] = set()
+        super().__init__(*arguments)
+
+    def put(self, register: CommonCfg, value: int) -> None:
+        super().put(register, value)
+        index = super().get(CommonCfg.queue_select)
+        if register is CommonCfg.device_status and not value:
+            self.enabled_before = self.enabled or self.enabled_before
+            self.enabled, self.were_reset = set(), set()
+        elif register is CommonCfg.queue_enable:
+            self.enabled.add(index)
+            self.were_reset.discard(index)
+        elif register is CommonCfg.queue_reset:
+            self.were_reset.add(index)
+
+    @property
+    def selected(self) -> int:
+        return super().get(CommonCfg.queue_select)
+
+
+@pci_mutant("PCI-CC-DEV-07")
+class AdminQueueStaysEnabled(Remembers):
+    """After a device reset the administration queue shows that it is enabled."""
+
+    def get(self, register: CommonCfg) -> int:
+        value = super().get(register)
+        if register is CommonCfg.queue_enable and not self.enabled and self.selected in self.enabled_before:
+            return int(self.selected >= super().get(CommonCfg.num_queues)) or value
+        return value
+
+
+@pci_mutant("PCI-CC-DEV-08")
+class QueueResetAfterReset(Remembers):
+    """queue_reset reads 1 until the queue has been enabled."""
+
+    def get(self, register: CommonCfg) -> int:
+        value = super().get(register)
+        if register is CommonCfg.queue_reset and self.selected not in self.enabled:
+            return 1
+        return value
+
+
+@pci_mutant("PCI-CC-DEV-09")
+class QueueResetAfterEnable(Remembers):
+    """queue_reset reads 1 while a queue is enabled anew."""
+
+    _again = False
+
+    def put(self, register: CommonCfg, value: int) -> None:
+        if register is CommonCfg.queue_enable:
+            self._again = self.selected in self.were_reset
+        elif register in (CommonCfg.queue_reset, CommonCfg.device_status):
+            self._again = False
+        super().put(register, value)
+
+    def get(self, register: CommonCfg) -> int:
+        value = super().get(register)
+        if register is CommonCfg.queue_reset and self._again and self.selected == 1:
+            return 1
+        return value
+
+
+@pci_mutant("PCI-CC-DEV-10")
+class StaysEnabled(Remembers):
+    """queue_enable reads 1 after a queue reset."""
+
+    def get(self, register: CommonCfg) -> int:
+        value = super().get(register)
+        return 1 if register is CommonCfg.queue_enable and self.selected in self.were_reset else value
+
+
+@pci_mutant("PCI-CC-DEV-10")
+class ResetsItsNeighbourToo(Remembers):
+    """A queue reset resets the queue behind it as well."""
+
+    def put(self, register: CommonCfg, value: int) -> None:
+        super().put(register, value)
+        if register is CommonCfg.queue_reset:
+            index = self.selected
+            super().put(CommonCfg.queue_select, index + 1)
+            super().put(register, value)
+            super().put(CommonCfg.queue_select, index)
+
+
+@pci_mutant("PCI-CC-DEV-10")
+class AnswersWithTwo(Remembers):
+    """queue_reset reads 2 once a queue has been reset."""
+
+    _first = False
+
+    def put(self, register: CommonCfg, value: int) -> None:
+        super().put(register, value)
+        if register is CommonCfg.queue_reset:
+            self._first = True
+
+    def get(self, register: CommonCfg) -> int:
+        value = super().get(register)
+        if register is CommonCfg.queue_reset and self._first:
+            self._first = False
+            return 2
+        return value
+
+
+@pci_mutant("PCI-CC-DEV-11")
+class EveryQueueExists(CommonConfiguration):
+    """queue_size is never 0."""
+
+    def get(self, register: CommonCfg) -> int:
+        return super().get(register) or (256 if register is CommonCfg.queue_size else 0)
+
+
+@pci_mutant("PCI-CC-DEV-12")
+class OddSize(CommonConfiguration):
+    """The control queue has room for 255 entries."""
+
+    def get(self, register: CommonCfg) -> int:
+        value = super().get(register)
+        if register is CommonCfg.queue_size and super().get(CommonCfg.queue_select) == 4:
+            return min(value, 255)
+        return value
+
+
+@pci_mutant("PCI-CC-DEV-13")
+class AdminQueueAmongTheOthers(CommonConfiguration):
+    """admin_queue_index is that of the last of the other queues."""
+
+    def get(self, register: CommonCfg) -> int:
+        return super().get(register) - (register is CommonCfg.admin_queue_index)
+
+
+@pci_mutant("PCI-CC-DEV-14")
+class TooManyAdminQueues(CommonConfiguration):
+    """admin_queue_num is the largest number there is."""
+
+    def get(self, register: CommonCfg) -> int:
+        return NO_VECTOR if register is CommonCfg.admin_queue_num else super().get(register)
+
+
+@pci_mutant("BAS-RSVD-12")
+class VirtualFunctionsWithoutTheCapability(CommonConfiguration):
+    """SR_IOV is offered by a function that has no such capability."""
+
+    @property
+    def features(self) -> int:
+        return super().features | mask(Feature.F_SR_IOV)

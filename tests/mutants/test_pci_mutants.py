@@ -1,0 +1,53 @@
+"""Cases about PCI registers: our function passes them, every one can fail, and wrong functions are told apart."""
+
+from __future__ import annotations
+
+import pytest
+from pci_mutants import MUTANTS, PciMutant, target
+
+from virtio_ipsec.conformance.case import Case, load_cases
+from virtio_ipsec.conformance.result import CaseResult
+from virtio_ipsec.conformance.runner import run_case
+from virtio_ipsec.conformance.verdict import Verdict
+from virtio_ipsec.transport.loopback_pci import PciLoopback
+
+CASES = tuple(case for case in load_cases() if "pci" in case.needs)
+
+
+def results(function: PciLoopback) -> list[CaseResult]:
+    try:
+        found = [run_case(case, function, seed=1, thin=True) for case in CASES]
+    finally:
+        function.close()
+    assert [(r.id, r.reason) for r in found if r.reason.startswith("unexpected")] == []
+    return found
+
+
+def blamed(found: list[CaseResult]) -> set[tuple[str, str]]:
+    return {(r.id, c.clause) for r in found for c in r.checks if c.verdict is not Verdict.PASS}
+
+
+@pytest.fixture(scope="module")
+def noticed() -> dict[str, set[tuple[str, str]]]:
+    """Mutant -> (case, clause) of checks that did not hold."""
+    return {mutant.name: blamed(results(mutant.target())) for mutant in MUTANTS}
+
+
+def test_our_function_passes() -> None:
+    found = results(target())
+    assert [(r.id, r.verdict, r.reason) for r in found if r.verdict is not Verdict.PASS] == []
+    judged = {check.clause for result in found for check in result.checks}
+    assert judged == {f"PCI-CC-DEV-{number:02}" for number in range(1, 15)} | {"BAS-RSVD-12"}
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=str)
+def test_a_mutant_is_noticed_on_its_clause_and_nowhere_else(
+    mutant: PciMutant, noticed: dict[str, set[tuple[str, str]]]
+) -> None:
+    assert {cited for _, cited in noticed[mutant.name]} == {mutant.clause}
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+def test_a_case_can_fail(case: Case, noticed: dict[str, set[tuple[str, str]]]) -> None:
+    assert any((case.id, cited) in found for found in noticed.values() for cited in case.clauses)
+    assert set(case.clauses) <= {mutant.clause for mutant in MUTANTS}
