@@ -265,6 +265,7 @@ def refuse(number: int) -> Script:
     ("answer", "error", "complaint"),
     [
         (refuse(0), AccessRefused, "DEVICE_RESET with: an error"),
+        (refuse(0x80000013), AccessRefused, "DEVICE_RESET with: error 0x80000013"),
         (refuse(19), AccessRefused, "DEVICE_RESET with: No such device"),
         (lambda payload: None, PeerStalled, "does not answer DEVICE_RESET"),
         (lambda payload: (b"more", []), MessageError, "4 bytes are not a payload of type nothing"),

@@ -6,8 +6,10 @@ import os
 import struct
 from collections.abc import Iterator
 
+import fuzz_pci_link
 import pytest
 from handmade_function import BAR_SIZE, COMMON, DEVICE, NOTIFY, Function, Trace, capability
+from harness import fuzz
 
 from virtio_ipsec.driver.config import DriverConfig
 from virtio_ipsec.driver.driver import Driver
@@ -434,3 +436,8 @@ def test_extended_capabilities(extended: dict[int, int], base: int | None) -> No
     sizes = function.region_info
     function.region_info = lambda region: RegionInfo(4096) if region == 7 else sizes(region)  # type: ignore[method-assign]
     assert find_sriov(function) == base
+
+
+def test_hostile_functions_get_no_further_than_a_declared_error() -> None:
+    """As `python tests/fuzz/fuzz_pci_link.py`, which goes on for longer."""
+    assert fuzz(fuzz_pci_link.TARGETS, ["--count", "60"]) == 0

@@ -24,6 +24,8 @@ from virtio_ipsec.transport.virtio_pci.access import AccessRefused
 #: What this client can take.
 CAPABILITIES = Capabilities(max_msg_fds=MAX_FDS, max_data_xfer_size=MAX_TRANSFER, twin_socket=True)
 _NUMBERS = 1 << 16
+#: MAX_ERRNO of Linux.
+_LARGEST_ERRNO = 4095
 
 
 class ClientChannel:
@@ -92,8 +94,7 @@ class ClientChannel:
         answer = self._answer(number)
         try:
             if answer.is_error:
-                text = os.strerror(answer.error) if answer.error else "an error"
-                raise AccessRefused(f"the server answers {number.name} with: {text}")
+                raise AccessRefused(f"the server answers {number.name} with: {_text(answer.error)}")
             if len(answer.fds) > kind.reply_fds:
                 raise MessageError(f"{len(answer.fds)} file descriptors in answer to {number.name}")
             return kind.reply.parse(answer.payload), answer.fds
@@ -165,3 +166,10 @@ class ClientChannel:
                 return DmaAccess(wanted.address, wanted.count)
             return DmaAccess(wanted.address, wanted.count, memory.read(wanted.address, wanted.count))
         return None
+
+
+def _text(error: int) -> str:
+    """What an errno means; 0 is one that is not said."""
+    if not error:
+        return "an error"
+    return os.strerror(error) if error <= _LARGEST_ERRNO else f"error {error:#x}"
