@@ -27,6 +27,16 @@ FRAME = bytes.fromhex("ffffffffffff525400000070") + b"\x88\xb5" + bytes(46)
 OPTIONS = Options(memory=4 << 20, patience=1.0)
 
 
+Script = Callable[[bytes], tuple[bytes, list[int]] | None]
+
+
+def refuse(number: int) -> Script:
+    def answer(_: bytes) -> None:
+        raise Refuse(number)
+
+    return answer
+
+
 @dataclass
 class Bed:
     """A server and clients of it, which are closed at the end."""
@@ -177,6 +187,17 @@ def test_memory_is_mapped_and_unmapped(bed: Bed) -> None:
     os.close(second)
 
 
+def test_memory_that_the_server_does_not_take_is_given_up(bed: Bed) -> None:
+    client = bed.connect()
+    gc.collect()
+    before = open_fds()
+    bed.server.answers[2] = refuse(12)
+    with pytest.raises(AccessRefused, match="DMA_MAP with: Cannot allocate memory"):
+        client.new_memory(4096)
+    gc.collect()
+    assert open_fds() == before
+
+
 def test_a_server_may_ask_for_every_byte_instead(bed: Bed) -> None:
     bed.server.capabilities = {}
     client = bed.connect(shares_memory=False)
@@ -250,15 +271,6 @@ def test_interrupts_are_set_in_messages_that_the_server_takes(bed: Bed) -> None:
 
 
 # Servers that do not keep to it.
-
-Script = Callable[[bytes], tuple[bytes, list[int]] | None]
-
-
-def refuse(number: int) -> Script:
-    def answer(_: bytes) -> None:
-        raise Refuse(number)
-
-    return answer
 
 
 @pytest.mark.parametrize(

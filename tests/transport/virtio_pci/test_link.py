@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import struct
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from virtio_ipsec.driver.driver import Driver
 from virtio_ipsec.errors import TransportError
 from virtio_ipsec.ring.chain import Segment
 from virtio_ipsec.ring.queue import allocate_layout, driver_queue
-from virtio_ipsec.transport.virtio_pci.access import RegionInfo
+from virtio_ipsec.transport.virtio_pci.access import AccessRefused, RegionInfo
 from virtio_ipsec.transport.virtio_pci.link import Options, PciLink
 from virtio_ipsec.transport.virtio_pci.owner import find_sriov
 from virtio_ipsec.wire.numbers import Feature, Status, mask
@@ -53,6 +54,8 @@ def test_a_driver_has_caps_and_sends_and_receives_over_pci() -> None:
     function = Function()
     link = PciLink(function, QUICK)
     assert link.device_features() == function.device.offered_features
+    link.write_driver_features(1 << 70 | 1)
+    assert (function.driver, link.driver_features()) == ([1, 0, 1 << 6, 0], 1 << 70 | 1)
     driver = Driver(link, config=DriverConfig(receive_buffers=4))
     driver.start()
     assert driver.caps.ipsec_sas is not None
@@ -282,6 +285,21 @@ def test_memory_access_bus_mastering_and_msix_are_switched_on() -> None:
     driver.stop()
 
 
+@pytest.mark.parametrize("what", ["set_irqs", "new_memory"])
+def test_a_function_that_refuses_leaves_nothing_open(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AccessRefused("as told")
+
+    function = Function()
+    monkeypatch.setattr(function, what, refuse)
+    gc.collect()
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(AccessRefused, match="as told"):
+        PciLink(function, QUICK)
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert function.is_closed
+
+
 # Queues.
 
 
@@ -381,7 +399,7 @@ def test_a_configuration_space_that_is_none() -> None:
         },
         {"at_94": capability(1, 0x94, 0, 0x300, 64), "at_85": b"\x94"},
         {"at_94": capability(200, 0x94, 0, 0x300, 64), "at_85": b"\x94"},
-        {"at_85": b"\xfd"},
+        {"at_71": b"\xfd", "at_fc": b"\x11\0"},
         {"at_60": capability(4, 0x60, 0x70, DEVICE, 28, bar=0)},
     ],
     ids=[
@@ -402,6 +420,8 @@ def test_what_a_driver_has_to_put_up_with(changes: dict[str, bytes]) -> None:
     assert link.found.common.offset == COMMON
     assert link.found.multiplier == 4
     assert link.num_queues() == function.loop.num_queues()
+    if "at_fc" in changes:
+        assert link.found.msix is None
     if link.found.device is None:
         with pytest.raises(TransportError, match="no configuration of its own"):
             link.read_config(0, 6)

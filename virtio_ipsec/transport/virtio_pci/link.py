@@ -78,12 +78,15 @@ class PciLink:
         self._features = 0
         self._is_armed = False
         self._changes_before = 0
-        self._interrupts: Interrupts | None = None
         try:
             self._open()
-            self.dma = access.new_memory(self.options.memory)
+            try:
+                self.dma = access.new_memory(self.options.memory)
+            except BaseException:
+                self._signals.close()
+                raise
         except BaseException:
-            self._close()
+            access.close()
             raise
 
     def _open(self) -> None:
@@ -97,8 +100,12 @@ class PciLink:
         self._common = Window(access, found.common, "the common configuration")
         self._device = Window(access, found.device, "the device configuration") if found.device else None
         isr = Window(access, found.isr, "the ISR status") if found.isr else None
-        self._interrupts = Interrupts(access, found, self.num_queues() + 1, isr)
-        self._interrupts.arm()
+        self._signals = Interrupts(access, found, self.num_queues() + 1, isr)
+        try:
+            self._signals.arm()
+        except BaseException:
+            self._signals.close()
+            raise
 
     def _enable_function(self) -> None:
         """Let it answer in its regions, reach memory, and interrupt."""
@@ -111,12 +118,6 @@ class PciLink:
     def interrupt_kind(self) -> str:
         """For people: which interrupts are in use."""
         return self._signals.kind
-
-    @property
-    def _signals(self) -> Interrupts:
-        if self._interrupts is None:
-            raise TransportError(f"{self.access.name} is closed")
-        return self._interrupts
 
     def restart(self) -> None:
         """Reach the function anew after it was lost, and forget all queues: for a driver that begins with a reset."""
@@ -138,11 +139,7 @@ class PciLink:
         with suppress(TransportError):
             self.write_status(0)
         self.dma.close()
-        self._close()
-
-    def _close(self) -> None:
-        if self._interrupts is not None:
-            self._interrupts.close()
+        self._signals.close()
         self.access.close()
 
     # Registers.
