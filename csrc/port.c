@@ -137,10 +137,6 @@ void vipsec_uplink_null(void *user, struct vipsec_frame *frames, size_t count) {
     (void)count; /* the worker has counted them */
 }
 
-void vipsec_uplink_worker(void *user, struct vipsec_frame *frames, size_t count) {
-    vipsec_worker_receive(user, frames, count);
-}
-
 static void discard(uint8_t *arena) {
     if (arena != NULL) {
         vipsec_wipe(arena, ARENA_SIZE);

@@ -919,10 +919,9 @@ void vipsec_worker_free(struct vipsec_worker *worker);
 void vipsec_worker_set_uplink(struct vipsec_worker *worker,
                               void (*uplink)(void *user, struct vipsec_frame *frames, size_t count), void *user);
 
-/* Uplinks that need nobody: one that ends here, and one into another port, whose worker `user` is. That worker belongs to
- * the same thread. */
+/* Uplinks that need nobody: one that ends here, and a wire, which `user` is. */
 void vipsec_uplink_null(void *user, struct vipsec_frame *frames, size_t count);
-void vipsec_uplink_worker(void *user, struct vipsec_frame *frames, size_t count);
+void vipsec_uplink_wire(void *user, struct vipsec_frame *frames, size_t count);
 
 /* Works off at most `budget` buffers of the transmit queue of `pair`. Returns how many. A queue that breaks the
  * ring rules, or whose memory vanished, has a fault afterwards; frames of buffers taken before leave. */
@@ -937,6 +936,35 @@ void vipsec_worker_receive(struct vipsec_worker *worker, struct vipsec_frame *fr
 
 /* One buffer (virtio_net_hdr and frame) into the receive queue of `pair`, or it is dropped and counted. */
 void vipsec_worker_deliver(struct vipsec_worker *worker, uint32_t pair, const uint8_t *buffer, size_t len);
+
+/* A wire inside the process. Any threads put frames on it, one at a time takes them. NULL: no memory or descriptors. */
+struct vipsec_wire;
+struct vipsec_wire *vipsec_wire_new(void);
+
+/* Nobody uses it any more. */
+void vipsec_wire_free(struct vipsec_wire *wire);
+
+/* A descriptor that is readable while frames wait, until the wire is closed. */
+int vipsec_wire_fd(const struct vipsec_wire *wire);
+
+/* How many of the frames found room; the others are dropped and counted. */
+size_t vipsec_wire_put(struct vipsec_wire *wire, const struct vipsec_frame *frames, size_t count);
+
+/* Some of the frames that wait, in order, at most `most`; how many. Their octets may be overwritten, and last until the next
+ * are taken. */
+size_t vipsec_wire_take(struct vipsec_wire *wire, struct vipsec_frame *frames, size_t most);
+
+/* The same, into the worker's port: vipsec_worker_receive. Returns how many. */
+size_t vipsec_worker_take(struct vipsec_worker *worker, struct vipsec_wire *wire, size_t most);
+
+/* What waits is dropped, and what is put on it from now on. */
+void vipsec_wire_close(struct vipsec_wire *wire);
+
+/* Since the beginning; `refused`: frames that found no room. */
+struct vipsec_wire_counts {
+    uint64_t put_frames, put_octets, refused, taken_frames, taken_octets;
+};
+void vipsec_wire_read(struct vipsec_wire *wire, struct vipsec_wire_counts *out);
 
 /* A snapshot; any thread. */
 void vipsec_worker_read(const struct vipsec_worker *worker, struct vipsec_counters *out);

@@ -22,6 +22,7 @@ from virtio_ipsec.fastpath.flow import FlowTable
 from virtio_ipsec.fastpath.policy import OUTCOMES, PolicyTable
 from virtio_ipsec.fastpath.steering import SteeringBlock
 from virtio_ipsec.fastpath.underlay import UnderlayBlock
+from virtio_ipsec.fastpath.wire import Wire
 
 _PLAIN_COUNTS = (
     "tx_frames",
@@ -203,12 +204,11 @@ class Uplink(Enum):
 class Worker:
     """One thread's part of a port.
 
-    Its frames go to the owner of the port, or as ``uplink`` says: nowhere, or into another port, as frames from its
-    wire. For that the other port has a worker that this thread alone uses. What becomes of punted buffers goes to
-    the owner in either case.
+    Its frames go to the owner of the port, or as ``uplink`` says: nowhere, or on a wire. What becomes of punted buffers
+    goes to the owner in either case.
     """
 
-    def __init__(self, port: Port, uplink: Uplink | Worker | None = None) -> None:
+    def __init__(self, port: Port, uplink: Uplink | Wire | None = None) -> None:
         ffi, lib = native.extension()
         handle = lib.vipsec_worker_new(port.handle)
         if handle == ffi.NULL:
@@ -216,8 +216,8 @@ class Worker:
         self.port = port
         self._handle = handle
         function: Any = ffi.addressof
-        if isinstance(uplink, Worker):
-            lib.vipsec_worker_set_uplink(handle, function(lib, "vipsec_uplink_worker"), uplink._handle)
+        if isinstance(uplink, Wire):
+            lib.vipsec_worker_set_uplink(handle, function(lib, "vipsec_uplink_wire"), uplink.handle)
         elif uplink is not None:
             lib.vipsec_worker_set_uplink(handle, function(lib, "vipsec_uplink_null"), ffi.NULL)
         # It looks at port and table while it goes, which the collector of a cycle (port, owner, worker) may take first.
@@ -246,6 +246,13 @@ class Worker:
             at += len(frame)
         with _raising():
             lib.vipsec_worker_receive(self._handle, batch, len(frames))
+
+    def take(self, wire: Wire, most: int) -> int:
+        """The same with at most ``most`` frames that wait on a wire; how many there were."""
+        _, lib = native.extension()
+        with _raising():
+            done = lib.vipsec_worker_take(self._handle, wire.handle, most)
+        return int(done)
 
     def deliver(self, pair: int, data: bytes) -> None:
         """One buffer (header and frame) into a receive queue, or it is dropped and counted."""

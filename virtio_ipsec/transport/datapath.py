@@ -20,11 +20,13 @@ from virtio_ipsec.errors import RingError
 from virtio_ipsec.fastpath import pipeline
 from virtio_ipsec.fastpath.pipeline import RxState, Worker
 from virtio_ipsec.fastpath.rings import FastDeviceQueue
+from virtio_ipsec.fastpath.wire import Wire
 from virtio_ipsec.ring.base import DeviceQueue
 from virtio_ipsec.transport.exchange import Exchange
 from virtio_ipsec.transport.operator_rules import OperatorRules
 from virtio_ipsec.transport.rings import PortRings, is_broken
 from virtio_ipsec.transport.uplink import Uplink
+from virtio_ipsec.transport.uplinks.crossed import End
 from virtio_ipsec.wire.numbers import Feature, has
 
 _log = logging.getLogger(__name__)
@@ -149,8 +151,7 @@ class NativePath:
 
     def new_worker(self) -> Worker:
         """For one more thread."""
-        quiet = self._around.uplink.native == "vipsec_uplink_null"
-        worker = Worker(self.port, pipeline.Uplink.NULL if quiet else None)
+        worker = Worker(self.port, self._around.uplink.native)
         self._workers.append(worker)
         return worker
 
@@ -234,6 +235,7 @@ class NativeWork:
         self._path = path
         self._pair = pair
         self._source = source
+        self._wire = source.inward if isinstance(source, End) and isinstance(source.inward, Wire) else None
         self._worker = path.new_worker()
         self._budget, self._polls = (_LONG_BURST, _IDLE_POLLS) if source is None else (BURST, 0)
         #: The transmit queue that is in use, or the one whose buffers come to nothing.
@@ -243,10 +245,7 @@ class NativeWork:
     def round(self) -> int:
         around = self._around
         self._path.enter(self._worker)
-        arrived = self._source.receive(BURST) if self._source is not None else []
-        if arrived:
-            self._receive(arrived)
-        done = len(arrived)
+        done = self._receive(self._source) if self._source is not None else 0
         if around.exchange.is_operating:
             if self.queue is not None:
                 sent = self._worker.transmit(self._pair, self._budget, self._polls)
@@ -260,18 +259,27 @@ class NativeWork:
                 around.ring_bells(due)
         return done
 
-    def _receive(self, frames: list[bytes]) -> None:
+    def _receive(self, source: Uplink) -> int:
+        """What has arrived; how many frames."""
         around = self._around
-        if around.exchange.is_operating:
+        if not around.exchange.is_operating:
+            frames = source.receive(BURST)
+            with around.lock:
+                for frame in frames:
+                    around.exchange.receive(frame)
+                to_wire, _ = around.exchange.take()
+            self._path.uplink(to_wire)
+            return len(frames)
+        if self._wire is not None:
+            done = self._worker.take(self._wire, BURST)
+        elif frames := source.receive(BURST):
             self._worker.receive(frames)
-            if around.rings.any_broken():
-                around.broke()
-            return
-        with around.lock:
-            for frame in frames:
-                around.exchange.receive(frame)
-            to_wire, _ = around.exchange.take()
-        self._path.uplink(to_wire)
+            done = len(frames)
+        else:
+            done = 0
+        if done and around.rings.any_broken():
+            around.broke()
+        return done
 
     def listen(self) -> bool:
         queue = self.queue or self.discarded

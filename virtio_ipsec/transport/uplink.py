@@ -10,6 +10,8 @@ from importlib import import_module
 from typing import Protocol
 
 from virtio_ipsec.errors import ConfigError
+from virtio_ipsec.fastpath import pipeline
+from virtio_ipsec.fastpath.wire import Wire
 
 #: Largest frame that any kind carries, in bytes: 65,535 of IP behind an Ethernet header with two VLAN tags.
 MAX_FRAME = 65_557
@@ -26,8 +28,8 @@ class Uplink(Protocol):
         """The URI it was opened by."""
 
     @property
-    def native(self) -> str | None:
-        """Name of the C function of csrc/ that does what ``send`` does without Python; None: there is none."""
+    def native(self) -> pipeline.Uplink | Wire | None:
+        """What does in C what ``send`` does; None: nothing."""
 
     def fileno(self) -> int | None:
         """A descriptor that is readable while frames wait, the same one until ``close``; None: none ever arrive."""

@@ -19,7 +19,7 @@ class CaptureFiles:
     """What leaves is written to OUT at once, so that it is there whatever becomes of the process. The frames of IN
     arrive once, in order and as fast as they are taken."""
 
-    native: str | None = None
+    native = None
 
     def __init__(self, argument: str) -> None:
         self.name = f"pcap:{argument}"

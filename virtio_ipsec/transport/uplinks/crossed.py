@@ -3,75 +3,106 @@
 from __future__ import annotations
 
 import os
-from collections import deque
+from collections import Counter, deque
 from threading import Lock
 
-from virtio_ipsec.transport.uplinks.counts import Counts
+from virtio_ipsec.fastpath import native
+from virtio_ipsec.fastpath.wire import Wire
 
 #: Frames that wait at one end.
 _MOST = 4096
 
 
-class End:
-    """One end of a wire. Made in pairs, by :func:`crossed`."""
+class PythonWire:
+    """One direction, as :class:`Wire` is in C."""
 
-    native: str | None = None
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.peer: End
-        self._counts = Counts()
+    def __init__(self) -> None:
         self._waiting: deque[bytes] = deque()
         self._lock = Lock()
+        self._counts: Counter[str] = Counter()
         self._ready = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
     def fileno(self) -> int:
-        """Readable while frames wait."""
+        """Readable while frames wait, until :meth:`close`."""
         return self._ready
 
-    def receive(self, most: int) -> list[bytes]:
-        """What the other end has sent."""
+    def put(self, frames: list[bytes]) -> None:
+        """What finds no room is dropped and counted."""
         with self._lock:
-            count = min(most, len(self._waiting))
-            frames = [self._waiting.popleft() for _ in range(count)]
-            if frames and not self._waiting and self._ready >= 0:
-                os.eventfd_read(self._ready)
-        if frames:
-            self._counts.add("rx", frames)
-        return frames
-
-    def send(self, frames: list[bytes]) -> None:
-        """As much as there is room for at the other end."""
-        taken = self.peer._put(frames)
-        self._counts.add("tx", frames[:taken])
-        if taken < len(frames):
-            self._counts.drop("tx", "full", len(frames) - taken)
-
-    def _put(self, frames: list[bytes]) -> int:
-        with self._lock:
-            if self._ready < 0:
-                return 0
-            taken = min(len(frames), _MOST - len(self._waiting))
+            room = _MOST - len(self._waiting) if self._ready >= 0 else 0
+            taken = frames[:room]
             if taken and not self._waiting:
                 os.eventfd_write(self._ready, 1)
-            self._waiting += frames[:taken]
-            return taken
+            self._waiting += taken
+            self._count("put", taken)
+            self._counts["refused"] += len(frames) - len(taken)
 
-    def counters(self) -> dict[str, int]:
-        """See :class:`Uplink`."""
-        return self._counts.read()
+    def take(self, most: int) -> list[bytes]:
+        """At most ``most`` frames that wait."""
+        with self._lock:
+            frames = [self._waiting.popleft() for _ in range(min(most, len(self._waiting)))]
+            if frames and not self._waiting:
+                os.eventfd_read(self._ready)
+            self._count("taken", frames)
+        return frames
+
+    def counts(self) -> Counter[str]:
+        """Since the beginning."""
+        with self._lock:
+            return self._counts.copy()
 
     def close(self) -> None:
-        """Frames for this end are dropped from now on."""
+        """What waits is dropped, and what is put on it from now on."""
         with self._lock:
             if self._ready >= 0:
                 os.close(self._ready)
                 self._ready = -1
                 self._waiting.clear()
 
+    def _count(self, what: str, frames: list[bytes]) -> None:
+        self._counts[f"{what}_frames"] += len(frames)
+        self._counts[f"{what}_octets"] += sum(map(len, frames))
+
+
+class End:
+    """One end of a wire, an uplink: its frames go on ``outward`` and come from ``inward``."""
+
+    def __init__(self, name: str, outward: Wire | PythonWire, inward: Wire | PythonWire) -> None:
+        self.name = name
+        self.inward = inward
+        self._outward = outward
+        self.native = outward if isinstance(outward, Wire) else None
+
+    def fileno(self) -> int:
+        """Readable while frames wait."""
+        return self.inward.fileno()
+
+    def receive(self, most: int) -> list[bytes]:
+        """What the other end has sent."""
+        return self.inward.take(most)
+
+    def send(self, frames: list[bytes]) -> None:
+        """As much as there is room for at the other end."""
+        self._outward.put(frames)
+
+    def counters(self) -> dict[str, int]:
+        """See :class:`Uplink`."""
+        out, into = self._outward.counts(), self.inward.counts()
+        return {
+            "tx_frames": out["put_frames"],
+            "tx_bytes": out["put_octets"],
+            "tx_dropped_full": out["refused"],
+            "rx_frames": into["taken_frames"],
+            "rx_bytes": into["taken_octets"],
+        }
+
+    def close(self) -> None:
+        """Frames for this end are dropped from now on."""
+        self.inward.close()
+
 
 def crossed(name: str, far_name: str) -> tuple[End, End]:
     """The two ends of a wire."""
-    near, far = End(name), End(far_name)
-    near.peer, far.peer = far, near
-    return near, far
+    make = Wire if native.available() else PythonWire
+    one, other = make(), make()
+    return End(name, one, other), End(far_name, other, one)

@@ -7,6 +7,7 @@ import struct
 
 from virtio_ipsec.device.checksum import ipv4_checksum
 from virtio_ipsec.errors import ConfigError
+from virtio_ipsec.fastpath import pipeline
 from virtio_ipsec.transport.uplinks.counts import Counts
 
 _SMALLEST = 14 + 20 + 8
@@ -29,7 +30,7 @@ def udp_frame(size: int) -> bytes:
 class Generator:
     """``SIZE`` bytes each (default 64), ``COUNT`` times or without end. What leaves is counted."""
 
-    native = "vipsec_uplink_null"
+    native = pipeline.Uplink.NULL
 
     def __init__(self, argument: str = "") -> None:
         self.name = f"generator:{argument}" if argument else "generator"

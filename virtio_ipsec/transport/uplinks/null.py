@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from virtio_ipsec.fastpath import pipeline
 from virtio_ipsec.transport.uplinks.counts import Counts
 
 
 class Null:
     """Counts what leaves; nothing arrives."""
 
-    native = "vipsec_uplink_null"
+    native = pipeline.Uplink.NULL
 
     def __init__(self, argument: str = "") -> None:
         self.name = "null"

@@ -17,7 +17,7 @@ _GONE = {errno.ENODEV, errno.EBADFD, errno.ENXIO}
 class FrameByFrame:
     """Send and receive loops over :meth:`_write` and :meth:`_read`, which raise OSError."""
 
-    native: str | None = None
+    native = None
 
     def __init__(self, name: str, fd: int) -> None:
         self.name = name
