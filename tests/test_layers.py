@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -108,6 +109,12 @@ def test_each_room_says_its_responsibility_in_one_line() -> None:
 def test_imports_name_the_whole_path(path: Path) -> None:
     nodes = ast.walk(ast.parse(path.read_text()))
     assert not [node.lineno for node in nodes if isinstance(node, ast.ImportFrom) and node.level]
+
+
+def test_the_wheel_has_every_package() -> None:
+    listed = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    found = {".".join(path.relative_to(PACKAGE.parent).parent.parts) for path in PACKAGE.rglob("__init__.py")}
+    assert found <= set(listed)
 
 
 def test_only_tests_use_scapy() -> None:
