@@ -20,11 +20,13 @@ from virtio_ipsec.device.config import DeviceConfig
 from virtio_ipsec.device.control import ControlQueue
 from virtio_ipsec.device.device import Device
 from virtio_ipsec.device.member_commands import MemberCommands
+from virtio_ipsec.device.member_parts import MemberParts
 from virtio_ipsec.device.objects import ObjectKind, ObjectStore
 from virtio_ipsec.device.receive import Receiver
 from virtio_ipsec.device.rings import Rings
 from virtio_ipsec.device.transmit import Transmitter
 from virtio_ipsec.specification import clause
+from virtio_ipsec.transport.loopback_members import LoopbackMember
 from virtio_ipsec.transport.targets import LoopbackTarget, loopback
 from virtio_ipsec.wire.dialect import DIALECTS
 
@@ -59,6 +61,8 @@ class Mutant:
     dependants: frozenset[str]
     dialect: str
     config: tuple[tuple[str, Any], ...] = ()
+    #: What its virtual functions are.
+    member: type[LoopbackMember] = LoopbackMember
 
     def target(self) -> LoopbackTarget:
         """A fresh device of this kind; two of them behave alike."""
@@ -66,7 +70,9 @@ class Mutant:
         settings = {"max_queue_pairs": PAIRS, **dict(self.config)}
         members = settings.pop("members", 0)
         config = DeviceConfig(dialect=dialect, **settings)
-        return loopback(f"python,members={members}", dialect, self.device, config, Random(1).randbytes)
+        return loopback(
+            f"python,members={members}", dialect, self.device, config, Random(1).randbytes, self.member
+        )
 
     def __str__(self) -> str:
         return self.name
@@ -81,7 +87,7 @@ def mutant(
     """Register the decorated class as a mutant that breaks the clause ``broken``.
 
     ``dialect`` defaults to the first one that has the clause. The class may be a :class:`Device`, one of its
-    parts, an object kind or a capability's rules; the rest of the device stays as it is.
+    parts, an object kind, a capability's rules or a virtual function; the rest of the device stays as it is.
     """
 
     def register(part: Part) -> Part:
@@ -97,6 +103,7 @@ def mutant(
             frozenset(dependants),
             dialect or clause(broken).dialects[0],
             tuple(config.items()),
+            part if issubclass(part, LoopbackMember) else LoopbackMember,
         )
         return part
 
@@ -110,6 +117,12 @@ def device_with(*parts: type) -> type[Device]:
     for part in parts:
         if issubclass(part, Device):
             base = part
+        elif issubclass(part, LoopbackMember):
+            pass
+        elif issubclass(part, MemberParts):
+            attributes["member_commands_class"] = type(
+                part.__name__, (MemberCommands,), {"parts_class": part}
+            )
         elif issubclass(part, ObjectKind):
             kinds = attributes.get("object_kinds", base.object_kinds)
             attributes["object_kinds"] = _replaced(kinds, part)

@@ -7,7 +7,7 @@ driver reaches them too: in the member's store, under the capabilities and limit
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Final
+from typing import ClassVar, Final
 
 from virtio_ipsec.device.admin_frames import parse_object
 from virtio_ipsec.device.capabilities import SA_TYPES, Capabilities
@@ -29,10 +29,13 @@ OWNER_MANAGED: Final = frozenset(SA_TYPES)
 class MemberCommands:
     """The commands that use a member id, between two resets of the owner. ``capabilities`` are the owner's."""
 
+    #: A variant of the device replaces it by a subclass.
+    parts_class: ClassVar[type[MemberParts]] = MemberParts
+
     def __init__(self, config: DeviceConfig, members: Members, capabilities: Capabilities) -> None:
         self.config = config
         self.members = members
-        self.parts = MemberParts(members, capabilities) if self.handles_parts(config, members) else None
+        self.parts = self.parts_class(members, capabilities) if self.handles_parts(config, members) else None
         #: By opcode; what is here is listed by LIST_QUERY of the group.
         self.handlers: dict[int, MemberHandler] = {}
         if config.owner_managed or self.parts is not None:

@@ -24,6 +24,7 @@ def loopback(
     device_class: type[Device] = Device,
     config: DeviceConfig | None = None,
     rng: Callable[[int], bytes] = os.urandom,
+    member_class: type[LoopbackMember] = LoopbackMember,
 ) -> LoopbackTarget:
     """A target around a device made here; ``config`` (whose dialect is ``dialect``) defaults to everything
     that the device can do. ``argument``: the engine (see :func:`fast_path`) and, as ``members=N``, how many virtual
@@ -40,7 +41,7 @@ def loopback(
 
     if not members:
         return LoopbackTarget(device(0))
-    return LoopbackOwner(device(0), [LoopbackMember(device(number)) for number in range(1, members + 1)])
+    return LoopbackOwner(device(0), [member_class(device(number)) for number in range(1, members + 1)])
 
 
 def _parse(argument: str) -> tuple[str, int]:

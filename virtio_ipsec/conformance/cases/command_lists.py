@@ -5,6 +5,7 @@ from __future__ import annotations
 from virtio_ipsec.conformance.admin import Reply, demand
 from virtio_ipsec.conformance.bench import Bench
 from virtio_ipsec.conformance.case import case
+from virtio_ipsec.conformance.parts import PARTS, RESOURCES
 from virtio_ipsec.conformance.sas import enable
 from virtio_ipsec.conformance.target import Owner
 from virtio_ipsec.conformance.verdict import Unsupported
@@ -239,20 +240,6 @@ def sriov_group(bench: Bench) -> None:
                     f"EINVAL/Q_INVALID_GROUP for opcode {number:#x}, member id {member}",
                     reply,
                 )
-
-
-#: What device parts need, besides the resource commands, which other objects share.
-PARTS = frozenset(
-    {Opcode.DEV_PARTS_METADATA_GET, Opcode.DEV_PARTS_GET, Opcode.DEV_PARTS_SET, Opcode.DEV_MODE_SET}
-)
-RESOURCES = frozenset(
-    {
-        Opcode.RESOURCE_OBJ_CREATE,
-        Opcode.RESOURCE_OBJ_DESTROY,
-        Opcode.RESOURCE_OBJ_MODIFY,
-        Opcode.RESOURCE_OBJ_QUERY,
-    }
-)
 
 
 @case("admin-device-parts-together", "DP-DEV-01", needs=("admin",))
