@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import struct
@@ -224,6 +225,30 @@ def test_with_an_iommu_memory_gets_addresses_of_our_choice(make: Make) -> None:
     memory.close()
     assert kernel.mapped == {}
     os.close(file)
+
+
+@pytest.mark.parametrize(("size", "spare", "tried"), [(HUGE_PAGE, True, [True]), (HUGE_PAGE, False, [True, False]),
+                                                    (HUGE_PAGE + 4096, True, [False])])  # fmt: skip
+def test_with_an_iommu_memory_is_in_huge_pages_if_there_are_any(
+    make: Make, monkeypatch: pytest.MonkeyPatch, size: int, *, spare: bool, tried: list[bool]
+) -> None:
+    """An IOMMU has an entry for each page."""
+    seen: list[bool] = []
+    memfd_create = os.memfd_create
+
+    def create(name: str, flags: int) -> int:
+        seen.append(bool(flags & os.MFD_HUGETLB))
+        if seen[-1] and not spare:
+            raise OSError(errno.ENOMEM, "none to spare")
+        return memfd_create(name, flags & ~(os.MFD_HUGETLB | os.MFD_HUGE_2MB))
+
+    function, kernel = make()
+    monkeypatch.setattr(os, "memfd_create", create)
+    memory = function.new_memory(size)
+    assert seen == tried
+    assert memory.memory.regions == ((0x10000000, size),)
+    assert kernel.mapped == {0x10000000: (bytes(4), size)}
+    memory.close()
 
 
 def test_huge_pages_are_reached_where_they_are() -> None:

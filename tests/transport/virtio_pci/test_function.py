@@ -65,7 +65,7 @@ def test_a_doorbell_is_a_notification(host: Host) -> None:
 
 
 def test_features_have_four_words_and_those_of_the_transport(host: Host) -> None:
-    own = mask(Feature.F_NOTIFICATION_DATA, Feature.F_NOTIF_CONFIG_DATA)
+    own = mask(Feature.F_ACCESS_PLATFORM, Feature.F_NOTIFICATION_DATA, Feature.F_NOTIF_CONFIG_DATA)
     assert host.offered() == host.port.device.offered_features | own
     assert has(host.offered(), Feature.NET_F_IPSEC)
     assert not has(host.offered(), Feature.F_SR_IOV)

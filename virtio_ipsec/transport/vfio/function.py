@@ -123,9 +123,10 @@ class VfioFunction:
     # Memory.
 
     def new_memory(self, size: int) -> DmaMemory:
-        """Memory that the function can reach: in huge pages where there is no IOMMU to say where it is."""
+        """Memory that the function can reach: in huge pages where there is no IOMMU to say where it is, and if possible
+        with one, too, which has an entry for each page."""
         if self.has_iommu:
-            return FileMemory(self, size)
+            return FileMemory(self, size, huge=True)
         return HugeMemory(size, physical_address(self._root / "proc/self/pagemap"))
 
     def map_dma(self, fd: int, offset: int, size: int, iova: int) -> None:

@@ -15,9 +15,8 @@ from typing import Final
 from virtio_ipsec.errors import TransportError
 from virtio_ipsec.ring.memory import Allocator, GuestMemory, Region
 from virtio_ipsec.transport.vfio.addresses import address_of
-from virtio_ipsec.transport.vhost_user.shared import full_fence
+from virtio_ipsec.transport.vhost_user.shared import HUGE_PAGE, full_fence
 
-HUGE_PAGE: Final = 2 << 20
 #: MAP_HUGETLB, and MAP_HUGE_2MB (asm-generic/hugetlb_encode.h).
 _MAP_HUGE: Final = 0x40000 | 21 << 26
 #: Of an entry of /proc/PID/pagemap: the page is there; the number of its frame.

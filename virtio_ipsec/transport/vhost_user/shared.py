@@ -6,6 +6,7 @@ import fcntl
 import mmap
 import os
 import threading
+from contextlib import suppress
 
 from virtio_ipsec.ring.memory import Allocator, GuestMemory, Region
 from virtio_ipsec.transport.vhost_user.messages import MemoryRegion
@@ -22,15 +23,33 @@ def full_fence() -> None:
         pass
 
 
-class SharedFile:
-    """``size`` zeroed bytes, as a descriptor and as a mapping. It cannot shrink: nobody can take mapped bytes away."""
+#: The smallest huge page of this kind of machine.
+HUGE_PAGE = 2 << 20
 
-    def __init__(self, name: str, size: int) -> None:
-        self.fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+
+class SharedFile:
+    """``size`` zeroed bytes, as a descriptor and as a mapping. It cannot shrink: nobody can take mapped bytes away.
+
+    ``huge``: in huge pages, for sizes that are made of them and as long as the kernel has enough to spare.
+    """
+
+    def __init__(self, name: str, size: int, *, huge: bool = False) -> None:
         self.size = size
-        os.ftruncate(self.fd, size)
-        fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
-        self.map = mmap.mmap(self.fd, size)
+        if huge and size % HUGE_PAGE == 0:
+            with suppress(OSError):
+                self._make(name, os.MFD_HUGETLB | os.MFD_HUGE_2MB)
+                return
+        self._make(name, 0)
+
+    def _make(self, name: str, flags: int) -> None:
+        self.fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING | flags)
+        try:
+            os.ftruncate(self.fd, self.size)
+            fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+            self.map = mmap.mmap(self.fd, self.size)
+        except OSError:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Close the descriptor; the mapping goes when nothing refers to it any more."""

@@ -22,10 +22,11 @@ class Mapper(Protocol):
 
 
 class FileMemory:
-    """``size`` zeroed bytes that a function reaches from ``address``."""
+    """``size`` zeroed bytes that a function reaches from ``address``; ``huge``: in huge pages, if the kernel has them
+    to spare."""
 
-    def __init__(self, mapper: Mapper, size: int, address: int = _BASE) -> None:
-        self.file = SharedFile("virtio-ipsec dma", size)
+    def __init__(self, mapper: Mapper, size: int, address: int = _BASE, *, huge: bool = False) -> None:
+        self.file = SharedFile("virtio-ipsec dma", size, huge=huge)
         self.address = address
         self._mapper = mapper
         try:

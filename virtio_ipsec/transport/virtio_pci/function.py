@@ -125,7 +125,9 @@ class PciFunction:
             Region.CONFIG: CONFIG_SIZE,
         }
         self._interrupts = Interrupts(port, vectors, self._show_intx)
-        offers = (NOTIFICATIONS if notifications else 0) | (mask(Feature.F_SR_IOV) if members else 0)
+        # What the client maps is all that is reached, at the addresses that it says (virtio v1.4 6.2).
+        offers = mask(Feature.F_ACCESS_PLATFORM, *([Feature.F_SR_IOV] if members else []))
+        offers |= NOTIFICATIONS if notifications else 0
         self._common = self.common_class(port, self._interrupts, offers, self._may_work)
         self._parts = self._make_parts()
         self._watch_config()
