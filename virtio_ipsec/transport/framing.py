@@ -82,6 +82,11 @@ class FramedSocket(ABC, Generic[M]):
         self._sock.close()
         self._drop()
 
+    def hang_up(self) -> None:
+        """Whoever waits for more finds the end."""
+        with suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+
     # Sending.
 
     def _send(self, data: bytes, fds: Sequence[int]) -> None:

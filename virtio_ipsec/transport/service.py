@@ -25,6 +25,7 @@ from virtio_ipsec.device.members import SriovGroup
 from virtio_ipsec.errors import TransportError, VirtioIpsecError
 from virtio_ipsec.fastpath import native
 from virtio_ipsec.policy.operator import OperatorPort
+from virtio_ipsec.transport.bounce import BouncePort
 from virtio_ipsec.transport.loop import Loop
 from virtio_ipsec.transport.management import Management, ManagementSettings
 from virtio_ipsec.transport.notify import notify
@@ -72,7 +73,8 @@ class RunningPort:
             self.fast = fast_path(settings.engine, os.urandom)
             self.operator = self._operator(self.fast, management)
             device = Device(plan.device_config(), os.urandom, self.fast)
-            self.port = ServedPort(device, uplink, self.operator, name=plan.name)
+            kind = BouncePort if plan.is_pci else ServedPort
+            self.port = kind(device, uplink, self.operator, name=plan.name)
             undo.pop_all()
             undo.callback(self.port.close)
             self.backend = self._front(settings, members)

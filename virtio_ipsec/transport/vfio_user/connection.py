@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 import struct
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
@@ -69,17 +71,22 @@ def error_reply(to: Message, error: int) -> Message:
 
 
 class Connection(FramedSocket[Message]):
-    """Messages of vfio-user over a connected socket."""
+    """Messages of vfio-user over a connected socket. Several threads may send at a time."""
 
     protocol = "vfio-user"
     head_size = _HEADER.size
     most_fds = MAX_FDS
 
+    def __init__(self, sock: socket.socket, *, patience: float = 5.0) -> None:
+        super().__init__(sock, patience=patience)
+        self._sending = threading.Lock()
+
     def send(self, message: Message) -> None:
         """Send one message; its descriptors stay the caller's. Raises PeerClosed or PeerStalled."""
         size = _HEADER.size + len(message.payload)
         head = _HEADER.pack(message.number, message.command, size, message.flags, message.error)
-        self._send(head + message.payload, message.fds)
+        with self._sending:
+            self._send(head + message.payload, message.fds)
 
     def _payload_size(self, head: bytes) -> int:
         _, number, size, flags, _ = _HEADER.unpack(head)

@@ -10,6 +10,7 @@ from virtio_ipsec.ring.memory import ADDRESS_LIMIT, GuestMemory, Region
 from virtio_ipsec.transport.mapping import Unusable, map_shared, memory_of
 from virtio_ipsec.transport.vfio_user.messages import Refused
 from virtio_ipsec.transport.vfio_user.payloads import DmaFlag, DmaMap, DmaUnmap, UnmapFlag
+from virtio_ipsec.transport.vfio_user.remote import DmaChannel, Range, RemoteMemory
 
 #: Most mappings of a client. Each costs the process one of its own, of which Linux grants 65,530.
 MAX_MAPS: Final = 1024
@@ -23,7 +24,7 @@ _ANY_ACCESS: Final = int(DmaFlag.READ | DmaFlag.WRITE)
 
 @dataclass(frozen=True, slots=True)
 class _Mapped:
-    """One range; without ``view`` its bytes are out of reach."""
+    """One range; without ``view`` its bytes are not shared."""
 
     asked: DmaMap
     view: memoryview | None
@@ -44,13 +45,26 @@ class DmaTable:
 
     @property
     def memory(self) -> GuestMemory | None:
-        """What the function can reach directly; None: nothing. Made anew each time."""
+        """What is shared; None: nothing. Made anew each time."""
         regions = [
             Region(each.asked.address, each.asked.size, each.view)
             for each in self._mapped
             if each.view is not None
         ]
         return memory_of(regions) if regions else None
+
+    def remote(self, channel: DmaChannel) -> RemoteMemory | None:
+        """All of it, what is not shared by messages; None when all of it is shared."""
+        if all(each.view is not None or not each.asked.flags for each in self._mapped):
+            return None
+        return RemoteMemory(
+            (
+                Range(each.asked.address, each.asked.size, each.view, bool(each.asked.flags & DmaFlag.WRITE))
+                for each in self._mapped
+                if each.asked.flags
+            ),
+            channel,
+        )
 
     def with_map(self, asked: DmaMap, fd: int | None) -> DmaTable:
         """One range more; the descriptor stays the caller's. Raises Refused."""

@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import errno
 import logging
+import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Final
 
+from virtio_ipsec.errors import TransportError
+from virtio_ipsec.transport.bounce import BouncePort
 from virtio_ipsec.transport.framing import close_all
+from virtio_ipsec.transport.mapping import memory_of
 from virtio_ipsec.transport.payload import MessageError
+from virtio_ipsec.transport.serving import PATIENCE
 from virtio_ipsec.transport.vfio_user import capabilities
 from virtio_ipsec.transport.vfio_user.capabilities import Capabilities, Version
 from virtio_ipsec.transport.vfio_user.connection import Connection, Message, error_reply, reply
@@ -39,6 +44,7 @@ from virtio_ipsec.transport.vfio_user.payloads import (
     RegionInfo,
     RegionIoFds,
 )
+from virtio_ipsec.transport.vfio_user.remote import DmaChannel
 from virtio_ipsec.transport.virtio_pci.function import PciFunction, RegionError
 
 _log = logging.getLogger(__name__)
@@ -75,6 +81,10 @@ class Session:
         #: What the client can take; None before VERSION.
         self._client: Capabilities | None = None
         self._refusals = 0
+        #: For commands of our own: the client may want them on a second socket.
+        self._twin: Connection | None = None
+        self._twin_error: TransportError | None = None
+        self._channel = DmaChannel(connection.send, 0)
 
     # The connection.
 
@@ -83,6 +93,8 @@ class Session:
 
         Raises TransportError when the connection is of no more use.
         """
+        if self._twin_error is not None:
+            raise self._twin_error
         for _ in range(most):
             message = self._connection.poll()
             if message is None:
@@ -96,7 +108,8 @@ class Session:
         try:
             name = name_of(message.command)
             if message.is_reply:
-                raise MessageError(f"a reply to {name}, which nobody sent")
+                self._channel.deliver(message)
+                return
             if (self._client is None) != (message.command == Command.VERSION):
                 raise MessageError(f"{name} {'before' if self._client is None else 'after'} VERSION")
             try:
@@ -122,6 +135,9 @@ class Session:
         finally:
             self._dma = DmaTable()
             self._connection.close()
+            if self._twin is not None:
+                self._port.loop.remove(self._twin.fileno())
+                self._twin.close()
 
     def _known(self, message: Message) -> tuple[Kind, _Handler]:
         handler = _HANDLERS.get(message.command)
@@ -148,14 +164,39 @@ class Session:
         if said.most_data > MAX_TRANSFER:
             said = replace(said, max_data_xfer_size=MAX_TRANSFER)
         self._client = said
+        if said.twin_socket and self._most_fds:
+            self._open_twin()
+        self._channel = DmaChannel((self._twin or self._connection).send, said.most_data)
+        has_twin = self._twin is not None
         ours = Capabilities(
             max_msg_fds=None if said.max_msg_fds is None else MAX_FDS,
             max_data_xfer_size=None if said.max_data_xfer_size is None else MAX_TRANSFER,
             max_dma_maps=None if said.max_dma_maps is None else MAX_MAPS,
             pgsizes=None if said.pgsizes is None else _PAGES,
             write_multiple=True if said.write_multiple else None,
+            twin_socket=True if has_twin else None,
+            twin_fd=0 if has_twin else None,
         )
-        return Answer(Version(capabilities.MAJOR, min(proposed.minor, capabilities.MINOR), ours))
+        version = Version(capabilities.MAJOR, min(proposed.minor, capabilities.MINOR), ours)
+        return Answer(version, tuple(self._fds))
+
+    def _open_twin(self) -> None:
+        ours, theirs = socket.socketpair()
+        self._fds.append(theirs.detach())
+        self._twin = Connection(ours, patience=PATIENCE)
+        self._port.loop.add(self._twin.fileno(), self._work_twin)
+
+    def _work_twin(self) -> None:
+        """Answers on the second socket. What is wrong there ends the whole connection."""
+        try:
+            while self._twin is not None and (message := self._twin.poll()) is not None:
+                message.close()
+                if not message.is_reply:
+                    raise MessageError(f"{name_of(message.command)} on the second socket")
+                self._channel.deliver(message)
+        except TransportError as error:
+            self._twin_error = error
+            self._connection.hang_up()
 
     @property
     def _most_fds(self) -> int:
@@ -232,7 +273,10 @@ class Session:
         return Answer(asked)
 
     def _use(self, table: DmaTable) -> None:
-        self._function.set_memory(table.memory)
+        memory = table.memory
+        if isinstance(self._port, BouncePort):
+            self._port.set_remote(table.remote(self._channel))
+        self._function.set_memory(memory_of(()) if memory is None and len(table) else memory)
         self._dma = table
 
     # Migration.

@@ -334,12 +334,17 @@ class PciLink:
 
     def wait(self, timeout: float, others: Iterable[int]) -> None:
         """As :meth:`poll`, and for any of these descriptors to become readable."""
+        limit = monotonic() + max(0.0, timeout)
+        silent = set(self.access.filenos())
         poller = select.poll()
-        for fd in (*self._signals.filenos(), *self.access.filenos(), *others):
+        for fd in (*self._signals.filenos(), *silent, *others):
             poller.register(fd, select.POLLIN)
-        if poller.poll(max(0.0, timeout) * 1000):
+        # A device that reads and writes our memory by messages has notified nobody with that.
+        while ready := {fd for fd, _ in poller.poll(max(0.0, limit - monotonic()) * 1000)}:
             self._signals.gather()
             self.access.serve()
+            if ready - silent or monotonic() >= limit:
+                return
 
     def _await(self, is_done: Callable[[], bool], what: str) -> None:
         limit = monotonic() + self.options.patience
