@@ -3,6 +3,9 @@
 Exit code 0: at least one case ran and no MUST failed. 1: a MUST failed, could not be judged, or the device
 hung. 2: usage, or nothing selected. 3: the target cannot be reached.
 
+`--driver` turns the tables: a watched device stands at a socket (`--listen`), and a driver that comes to it is judged;
+without a socket it is our own driver. Each `--face` is another device; a driver meets one after the other.
+
 `conformance show REPORT.json` makes the other formats from a report of an earlier run; `conformance explain CASE` says
 what a case does and demands; `conformance diff A.json B.json` shows what changed between two runs and exits with 1
 when a case fails that did not fail before.
@@ -12,6 +15,8 @@ examples:
   virtio-ipsec conformance --only 'NET-IPSEC-*' --json report.json --html report.html
   virtio-ipsec conformance --target nic.toml --junit report.xml --jobs 2
   virtio-ipsec conformance --dialect rfc-2025-01 --list
+  virtio-ipsec conformance --driver --html own-driver.html
+  virtio-ipsec conformance --driver --listen vfio-user:/tmp/dev.sock --probe 192.0.2.10 --json driver.json
   virtio-ipsec conformance show report.json --html report.html
   virtio-ipsec conformance explain ipsec-option-dscp
   virtio-ipsec conformance diff firmware-1.json firmware-2.json
@@ -22,15 +27,18 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TextIO
 
+from virtio_ipsec.cli import conformance_driver as drivers
 from virtio_ipsec.cli.exits import DONE, FINDING
 from virtio_ipsec.conformance import bed, supervisor
 from virtio_ipsec.conformance.case import Case, load_cases
+from virtio_ipsec.conformance.monitor.judge import Judge, load_judges
+from virtio_ipsec.conformance.monitor.report import select_judges
 from virtio_ipsec.conformance.reports import diff, master
 from virtio_ipsec.conformance.reports.cases import case_index, case_page
 from virtio_ipsec.conformance.reports.junit import to_junit
@@ -105,6 +113,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="a case that takes longer is WEDGED (default: %(default)g)",
     )
+    drivers.add_arguments(parser)
     _add_formats(parser)
     parser.add_argument("--verbose", action="store_true", help="print every case")
     actions = parser.add_subparsers(dest="action", metavar="[show|explain|diff]")
@@ -139,7 +148,10 @@ def _positive(kind: type[int] | type[float]) -> Callable[[str], int | float]:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run or list the selected cases."""
+    """Run or list the selected cases, or judge a driver."""
+    drivers.check(arguments)
+    if arguments.driver:
+        return _run_driver(arguments)
     cases = select(arguments.dialect, arguments.only, arguments.exclude)
     if not cases:
         raise ConfigError(
@@ -168,6 +180,21 @@ def run(arguments: argparse.Namespace) -> int:
     return DONE if report.passed else FINDING
 
 
+def _run_driver(arguments: argparse.Namespace) -> int:
+    judges = select_judges(arguments.dialect, arguments.only, arguments.exclude)
+    if not judges:
+        raise ConfigError(
+            f"no judge matches in dialect {arguments.dialect}; see virtio-ipsec conformance --driver --list"
+        )
+    files = _files(arguments)
+    if arguments.list:
+        return _list(judges, arguments.dialect, arguments.json)
+    report = drivers.judged(arguments, judges)
+    text = _write_all(report, files)
+    print(_summary(report, partial=bool(arguments.only or arguments.exclude)), file=text)
+    return DONE if report.passed else FINDING
+
+
 def _bed(arguments: argparse.Namespace) -> bed.Bed:
     """What the target file says, and what the options say instead."""
     setting = bed.read(Path(arguments.target)) if arguments.target else bed.Bed()
@@ -186,7 +213,7 @@ def _show(arguments: argparse.Namespace) -> int:
 
 
 def _explain(arguments: argparse.Namespace) -> int:
-    every = load_cases()
+    every: tuple[Case | Judge, ...] = (*load_cases(), *load_judges())
     named = [case for case in every if arguments.name in (None, case.id, *case.clauses)]
     if not named or (arguments.name is None and arguments.out is None):
         asked = (
@@ -231,7 +258,7 @@ def _write_all(report: Report, files: dict[str, str]) -> TextIO:
     return sys.stderr if "-" in files.values() else sys.stdout
 
 
-def _list(cases: tuple[Case, ...], dialect: str, json_name: str | None) -> int:
+def _list(cases: Sequence[Case | Judge], dialect: str, json_name: str | None) -> int:
     if json_name:
         rows = [
             {
@@ -248,7 +275,7 @@ def _list(cases: tuple[Case, ...], dialect: str, json_name: str | None) -> int:
     width = max(len(c.id) for c in cases)
     for c in cases:
         print(f"{c.id:<{width}}  {c.title}  [{', '.join(k.id for k in c.clauses_in(dialect))}]")
-    print(f"{len(cases)} cases in dialect {dialect}")
+    print(f"{len(cases)} {'cases' if isinstance(cases[0], Case) else 'judges'} in dialect {dialect}")
     return DONE
 
 
@@ -278,8 +305,9 @@ def _summary(report: Report, *, partial: bool) -> str:
             if (deviation := report.deviation(result.id, *result.clauses)) is not None:
                 lines.append(f"  declared deviation: {deviation.reason}")
             lines.append("")
-    unsupported = [result for result in report.cases if result.verdict is Verdict.UNSUPPORTED]
-    lines += [f"UNSUPPORTED {result.id}: {result.reason}" for result in unsupported]
+    for verdict in (Verdict.UNSUPPORTED, Verdict.NOT_SEEN):
+        without = [result for result in report.cases if result.verdict is verdict]
+        lines += [f"{verdict.value} {result.id}: {result.reason}" for result in without]
     lines += [
         f"deviation {d.names} was declared and not found: strike it from the list"
         for d in report.deviations

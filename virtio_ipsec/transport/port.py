@@ -298,11 +298,16 @@ class ServedPort:
 
     # Queues.
 
+    def new_queue(self, index: int, place: QueuePlace, memory: GuestMemory) -> DeviceQueue:
+        """A queue at its place. RingError where that cannot be."""
+        slot = self._slots[index]
+        return new_queue(memory, place, self.negotiated, slot.call.fd, slot.err.fd)
+
     def _make(self, index: int, place: QueuePlace) -> None:
         """A started queue at its index; its lane is parked."""
         slot = self._slots[index]
         try:
-            slot.queue = new_queue(self._memory, place, self.negotiated, slot.call.fd, slot.err.fd)
+            slot.queue = self.new_queue(index, place, self._memory)
         except RingError:
             slot.place = None
             raise

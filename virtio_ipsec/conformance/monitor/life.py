@@ -14,7 +14,6 @@ from virtio_ipsec.transport.monitor.events import (
     Descriptors,
     Event,
     Exposed,
-    FeaturesRead,
     FeaturesWritten,
     Probed,
     QueueEnabled,
@@ -147,7 +146,7 @@ class Life:
     @cached_property
     def offered(self) -> int:
         """The features that the device offers."""
-        return next((event.word for _, event in self.of(FeaturesRead)), self.began.offered)
+        return self.began.offered
 
     @cached_property
     def accepted(self) -> int | None:

@@ -25,8 +25,9 @@ from virtio_ipsec.ring.queue import allocate_layout, driver_queue
 from virtio_ipsec.transport.monitor.events import Recorder
 from virtio_ipsec.transport.monitor.faces import FACES, Face
 from virtio_ipsec.transport.monitor.loopback import WatchedLoopback
-from virtio_ipsec.transport.monitor.prober import Prober, Question
+from virtio_ipsec.transport.monitor.prober import Prober
 from virtio_ipsec.wire.admin import ADMIN_COMMAND, RESOURCE_HEADER, AdminCommand, ResourceHeader
+from virtio_ipsec.wire.dialect import Dialect
 from virtio_ipsec.wire.flow_filter import Selector
 from virtio_ipsec.wire.ipsec import IpsecSa, Lifetime
 from virtio_ipsec.wire.numbers import (
@@ -70,7 +71,7 @@ _DROPPED_PORT = 7777
 class Hands:
     """What the driver reaches the device by: passes everything on."""
 
-    def __init__(self, link: WatchedLoopback, before_driver_ok: Callable[[], None]) -> None:
+    def __init__(self, link: Link, before_driver_ok: Callable[[], None]) -> None:
         self._link = link
         self._before_driver_ok = before_driver_ok
 
@@ -85,14 +86,19 @@ class Hands:
 
 
 class Script:
-    """One device with one face, from the first reset to the driver's end. ``rng(n)`` gives ``n`` octets for keys."""
+    """One device, from the first reset to the driver's end. ``rng(n)``: ``n`` octets for keys; ``ask(script)`` lets
+    questions arrive and calls :meth:`receive` after each."""
 
-    def __init__(self, face: Face, recorder: Recorder, rng: Callable[[int], bytes]) -> None:
+    config = CONFIG
+
+    def __init__(
+        self, link: Link, dialect: Dialect, rng: Callable[[int], bytes], ask: Callable[[Script], None]
+    ) -> None:
+        self.link = link
+        self.dialect = dialect
         self.rng = rng
-        self.dialect = recorder.dialect
-        self.link = WatchedLoopback(face, recorder, rng)
+        self.ask = ask
         self.hands = self.new_hands()
-        self.prober = Prober(self.link.device, self.link.questions, recorder, ADDRESS)
         self.driver = self.new_driver()
         #: Inbound SA -> the outbound one that belongs to it.
         self.pairs: dict[SaHandle, SaHandle] = {}
@@ -107,7 +113,7 @@ class Script:
 
     def new_driver(self) -> Driver:
         """The driver."""
-        return Driver(cast(Link, self.hands), self.dialect, config=CONFIG)
+        return Driver(cast(Link, self.hands), self.dialect, config=self.config)
 
     def steps(self) -> Iterator[Callable[[], None]]:
         """What is done, in this order."""
@@ -132,7 +138,6 @@ class Script:
         for step in self.steps():
             with suppress(VirtioIpsecError):
                 step()
-        self.link.close()
 
     # Life and death.
 
@@ -146,8 +151,8 @@ class Script:
     def before_driver_ok(self) -> None:
         """A second administration queue, where the device has one."""
         link = cast(Link, self.hands)
-        features = self.link.device.context.features
-        if self._second is None and self.link.admin_queue_num() > 1 and has(features, Feature.F_ADMIN_VQ):
+        features = link.driver_features()
+        if self._second is None and link.admin_queue_num() > 1 and has(features, Feature.F_ADMIN_VQ):
             index = link.admin_queue_index() + 1
             layout = allocate_layout(link.allocator, 16, features)
             ring = driver_queue(link.memory, layout, features)
@@ -191,7 +196,6 @@ class Script:
                 self.use_refused(self.driver.sas.create_outbound(self.sa()))
         self.outbound.append(self.driver.sas.create_outbound(self.sa(**hmac)))
         self.pairs = dict(zip(self.inbound, self.outbound, strict=True))
-        self.prober.watch_sas()
 
     def use_refused(self, sa: SaHandle) -> None:
         """An SA that the device has refused, for a driver that takes no notice of it."""
@@ -258,7 +262,7 @@ class Script:
 
     def frame(self, shape: Shape, payload: bytes = bytes(64)) -> bytes:
         """A frame of the stack to its neighbour."""
-        return ethernet(packet(payload, shape), PEER, self.link.device.config.mac)
+        return ethernet(packet(payload, shape), PEER, self.driver.net_config.mac)
 
     def send(self, frame: bytes, sa: SaHandle | None = None, **offload: Any) -> None:
         """One packet, if the driver lets it go."""
@@ -308,19 +312,13 @@ class Script:
         """Send an answer: under the SA that belongs to the one it came by."""
         self.send(reply, self.pairs.get(received.sa) if received.protected and received.sa else None)
 
-    def ask(self, questions: Iterable[Question]) -> None:
-        """Let questions arrive, one after the other."""
-        for question in questions:
-            self.link.inject(self.prober.ask(question))
-            self.receive()
-
     def answer_everything(self) -> None:
         """What the device has to ask."""
-        self.ask(self.prober.round())
+        self.ask(self)
 
     def answer_about_the_past(self) -> None:
         """The same, now that SAs are gone."""
-        self.ask(self.prober.round())
+        self.ask(self)
 
 
 def perform(
@@ -329,9 +327,19 @@ def perform(
     faces: Iterable[Face] = tuple(FACES.values()),
     script: type[Script] = Script,
 ) -> None:
-    """The script before each of these faces."""
+    """The script before a device with each of these faces, in this process."""
     for face in faces:
-        script(face, recorder, rng).play()
+        link = WatchedLoopback(face, recorder, rng)
+        prober = Prober(link.device, link.questions, recorder, ADDRESS)
+
+        def ask(actor: Script, link: WatchedLoopback = link, prober: Prober = prober) -> None:
+            prober.watch_sas()
+            for question in prober.round():
+                link.inject(prober.ask(question))
+                actor.receive()
+
+        script(link, recorder.dialect, rng, ask).play()
+        link.close()
 
 
 def answer_to(received: Received) -> bytes | None:

@@ -6,16 +6,20 @@ from collections.abc import Iterable
 from inspect import cleandoc
 
 from virtio_ipsec.conformance.case import NEEDS, Case
+from virtio_ipsec.conformance.monitor.judge import Judge
 from virtio_ipsec.specification import clause
 
 
-def case_page(case: Case) -> str:
-    """One case as Markdown."""
+def case_page(case: Case | Judge) -> str:
+    """One case, or the judge of a driver clause, as Markdown."""
     _, _, body = cleandoc(case.doc).partition("\n")
     lines = [f"# {case.id}", "", case.title, ""]
     if body.strip():
         lines += [body.strip(), ""]
-    if case.needs:
+    if isinstance(case, Judge):
+        lines += ["Judged from the trace of a driver (`conformance --driver`). It is NOT SEEN unless", ""]
+        lines += [f"- {case.when}", ""]
+    elif case.needs:
         lines += ["It is UNSUPPORTED when", ""]
         lines += [f"- {NEEDS[need]}" for need in sorted(case.needs)]
         lines.append("")
@@ -34,7 +38,7 @@ def case_page(case: Case) -> str:
     return "\n".join(lines)
 
 
-def case_index(cases: Iterable[Case]) -> str:
+def case_index(cases: Iterable[Case | Judge]) -> str:
     """The list of pages as Markdown."""
     lines = ["# Conformance cases", "", "| case | what it shows |", "|---|---|"]
     lines += [f"| [{case.id}]({case.id}.md) | {case.title} |" for case in cases]

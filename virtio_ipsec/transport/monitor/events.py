@@ -7,7 +7,6 @@ No key and no salt stands in an event: an administration command keeps its lengt
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from virtio_ipsec.ring.chain import F_INDIRECT, F_WRITE, QueueLayout
@@ -229,7 +228,7 @@ class Probed(Event):
 
 
 class Recorder:
-    """All events of a run. From any thread; ``told`` hears of each, under the lock."""
+    """All events of a run. From any thread."""
 
     def __init__(self, dialect: Dialect) -> None:
         self.dialect = dialect
@@ -237,7 +236,8 @@ class Recorder:
         self.events: list[Event] = []
         #: Events that were not kept.
         self.dropped = 0
-        self.told: Callable[[Event], None] = lambda event: None
+        #: Rounds of questions that were put to the end.
+        self.rounds = 0
 
     def note(self, event: Event) -> None:
         """One event more."""
@@ -246,7 +246,6 @@ class Recorder:
                 self.events.append(event)
             else:
                 self.dropped += 1
-            self.told(event)
 
 
 def without_secrets(readable: bytes, dialect: Dialect) -> bytes:

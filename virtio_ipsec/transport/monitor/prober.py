@@ -41,7 +41,7 @@ class Prober:
     ) -> None:
         self._device = device
         self._questions = questions
-        self._recorder = recorder
+        self.recorder = recorder
         self._address = address
         self.peers = (address + 1, address + 2)
         self._count = 0
@@ -61,8 +61,18 @@ class Prober:
         if question.doctor is not None:
             self._questions.headers[mark] = question.doctor
         frame = self._frame(question, mark)
-        self._recorder.note(Probed(question.about, mark, frame))
+        self.recorder.note(Probed(question.about, mark, frame))
         return frame
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the device could deliver a packet."""
+        return self._device.is_operating and bool(self._device.context.live_rx_queues)
+
+    @property
+    def inbound(self) -> frozenset[int]:
+        """The inbound SAs of now."""
+        return frozenset(self._device.context.inbound)
 
     def watch_sas(self) -> None:
         """Take note of the inbound SAs of now: those that are gone later are asked about."""

@@ -157,7 +157,10 @@ class PackedReader(_Reader):
 
 
 class Watch:
-    """Who looks on at one queue. ``is_admin``: its buffers are administration commands, which may hold keys."""
+    """Who looks on at one queue. ``is_admin``: its buffers are administration commands, which may hold keys.
+
+    ``look_around`` looks at the other queues: what was made available there before a command is seen before it.
+    """
 
     def __init__(
         self,
@@ -168,6 +171,7 @@ class Watch:
         *,
         features: int,
         is_admin: bool,
+        look_around: Callable[[], None] = lambda: None,
     ) -> None:
         kind = PackedReader if has(features, Feature.F_RING_PACKED) else SplitReader
         self._recorder = recorder
@@ -177,6 +181,7 @@ class Watch:
         self._reader: SplitReader | PackedReader = kind(memory, queue.layout)
         self._slot = self._reader.first(queue.state())
         self._is_admin = is_admin
+        self._look_around = look_around
         self._place = 0
         #: Available and not taken, oldest first.
         self._waiting: deque[Shown] = deque()
@@ -233,6 +238,8 @@ class Watch:
     def pop(self, pop: Callable[[], Chain | None]) -> Chain | None:
         """``pop`` of the queue."""
         with self._recorder.lock:
+            if self._is_admin:
+                self._look_around()
             self.look()
             try:
                 chain = pop()

@@ -112,9 +112,9 @@ def reset_after_failed(run: Run) -> Iterator[Finding]:
 def stops_when_refused(run: Run) -> Iterator[Finding]:
     """When initialisation fails the driver sets FAILED (or starts over), and goes no further."""
     for life in _visible(run):
-        tried = [at for at, event in _status_writes(life) if event.value & Status.FEATURES_OK]
-        if not tried or life.status_reached & Status.FEATURES_OK:
+        if not _was_refused(life):
             continue
+        tried = [at for at, event in _status_writes(life) if event.value & Status.FEATURES_OK]
         for at, event in life.of(QueueEnabled, StatusWritten):
             if at <= tried[0]:
                 continue
@@ -206,11 +206,18 @@ def falls_back(run: Run) -> Iterator[Finding]:
 @judge("BAS-FEAT-06", when="bits were offered that nobody knows", shown=_REGISTERS)
 def lives_with_unknown_bits(run: Run) -> Iterator[Finding]:
     """An offered feature that it does not know is no reason for the driver to fail."""
+    refused = {life.began for life in run.lives if _was_refused(life)}
     for life in _visible(run):
-        if _strange(run, life) and life.status_reached & Status.DRIVER and life.began.face != "refusing":
+        if _strange(run, life) and life.status_reached & Status.DRIVER and life.began not in refused:
             failed = life.status_reached & Status.FAILED and not life.status_reached & Status.DRIVER_OK
             if failed or life.is_operating:
                 yield Finding(not failed, "DRIVER_OK", _names(life.status_reached), _end(life))
+
+
+def _was_refused(life: Life) -> bool:
+    """Whether the device did not accept the driver's features: a reason of its own to fail."""
+    tried = any(event.value & Status.FEATURES_OK for _, event in _status_writes(life))
+    return tried and not life.status_reached & Status.FEATURES_OK
 
 
 def _accepts(clause: str, feature: Feature, *, advisory: bool) -> None:

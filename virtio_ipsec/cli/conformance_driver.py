@@ -1,0 +1,113 @@
+"""`conformance --driver`: judge a driver by what it does to a watched device."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterable
+from ipaddress import AddressValueError, IPv4Address
+from time import perf_counter
+
+from virtio_ipsec.conformance.monitor.judge import Judge
+from virtio_ipsec.conformance.monitor.report import judge_trace
+from virtio_ipsec.conformance.monitor.script import perform
+from virtio_ipsec.conformance.result import Report
+from virtio_ipsec.errors import ConfigError
+from virtio_ipsec.transport.monitor.events import Recorder
+from virtio_ipsec.transport.monitor.faces import FACES
+from virtio_ipsec.transport.monitor.listen import Invitation, parse_where, receive_drivers
+from virtio_ipsec.wire.dialect import DIALECTS
+
+#: Options of a driver run, which mean nothing without --driver, and those of a device run with their defaults.
+_OWN = ("listen", "face", "probe", "rough", "seconds")
+_FOREIGN = {"device": None, "target": None, "jobs": 1, "seed": 0}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of a driver run."""
+    group = parser.add_argument_group("drivers")
+    group.add_argument(
+        "--driver", action="store_true", help="judge a driver; without --listen our own one, in this process"
+    )
+    group.add_argument(
+        "--listen",
+        metavar="WHERE",
+        help="where the driver finds the device: vhost-user:PATH (with the IPsec binding, or as a hypervisor's "
+        "back-end) or vfio-user:PATH; --wire is then what the device's frames go to",
+    )
+    group.add_argument(
+        "--face",
+        action="append",
+        metavar="NAME",
+        choices=list(FACES),
+        help=f"another device for the driver; repeatable ({', '.join(FACES)}; default: full, of our own driver all)",
+    )
+    group.add_argument(
+        "--probe",
+        metavar="ADDRESS",
+        type=_address,
+        help="IPv4 address of what runs behind the driver: connection requests from the two addresses that follow "
+        "it ask how the driver takes received packets",
+    )
+    group.add_argument(
+        "--rough",
+        action="store_true",
+        help="answer some commands with statuses that nobody knows; costs the driver SAs",
+    )
+    group.add_argument(
+        "--seconds", type=float, metavar="S", help="end each face then (default: when the driver goes)"
+    )
+
+
+def _address(text: str) -> IPv4Address:
+    try:
+        return IPv4Address(text)
+    except AddressValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """ConfigError for options that do not go together."""
+    if not arguments.driver:
+        if given := [name for name in _OWN if getattr(arguments, name)]:
+            raise ConfigError(f"--{given[0]} is for --driver")
+        return
+    if given := [name for name, usual in _FOREIGN.items() if getattr(arguments, name) != usual]:
+        raise ConfigError(f"--{given[0]} is for devices: leave it out with --driver")
+    if arguments.listen is None:
+        if given := [name for name in ("probe", "rough", "seconds", "wire") if getattr(arguments, name)]:
+            raise ConfigError(f"--{given[0]} needs --listen")
+    else:
+        parse_where(arguments.listen)
+        if arguments.seconds is not None and arguments.seconds <= 0:
+            raise ConfigError("--seconds must be more than 0")
+
+
+def judged(arguments: argparse.Namespace, judges: Iterable[Judge]) -> Report:
+    """The report on the driver that comes, or on our own. Ends early when it is interrupted. TransportError when
+    nothing can listen."""
+    begin = perf_counter()
+    recorder = Recorder(DIALECTS[arguments.dialect])
+    if arguments.listen is None:
+        faces = arguments.face or list(FACES)
+        perform(recorder, os.urandom, [FACES[name] for name in faces])
+        name = "virtio_ipsec.driver"
+    else:
+        name = arguments.listen
+        invitation = Invitation(
+            where=arguments.listen,
+            uplink=arguments.wire or "null",
+            address=arguments.probe,
+            seconds=arguments.seconds,
+            rough=arguments.rough,
+        )
+        try:
+            receive_drivers(invitation, [FACES[name] for name in arguments.face or ["full"]], recorder, _tell)
+        except KeyboardInterrupt:
+            _tell("interrupted: judging what was seen")
+    return judge_trace(recorder, name, judges=judges, seconds=perf_counter() - begin)
+
+
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

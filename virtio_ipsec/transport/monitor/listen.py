@@ -1,0 +1,151 @@
+"""Devices at a socket, one face after the other, for a foreign driver to come to."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from ipaddress import IPv4Address
+from time import monotonic_ns
+
+from virtio_ipsec.device.device import Device
+from virtio_ipsec.driver.link import TRANSPORT_BITS
+from virtio_ipsec.errors import ConfigError
+from virtio_ipsec.transport.monitor.events import Began, Recorder
+from virtio_ipsec.transport.monitor.faces import Face, Questions, make_device
+from virtio_ipsec.transport.monitor.port import WatchedFunction, WatchedPort, WatchedSession
+from virtio_ipsec.transport.monitor.prober import Prober
+from virtio_ipsec.transport.monitor.probing import ProbingUplink, Rounds
+from virtio_ipsec.transport.serving import PATIENCE, Conversation, Serving
+from virtio_ipsec.transport.uplink import open_uplink
+from virtio_ipsec.transport.vfio_user.connection import Connection as VfioConnection
+from virtio_ipsec.transport.vfio_user.session import Session as VfioSession
+from virtio_ipsec.transport.vhost_user.connection import Connection as VhostConnection
+from virtio_ipsec.transport.vhost_user.features import device_features
+from virtio_ipsec.wire.numbers import Feature, mask
+
+_log = logging.getLogger(__name__)
+#: Ways for a driver to come.
+WAYS = ("vhost-user", "vfio-user")
+_PCI_CARRIES = TRANSPORT_BITS & ~mask(Feature.F_SUSPEND, Feature.F_SR_IOV)
+#: The device configuration in the BAR is a page.
+_PCI_SHOWS = frozenset({"registers", "notifications", "pci", "long config"})
+_VHOST_CARRIES = mask(Feature.F_RING_RESET, Feature.F_ADMIN_VQ)
+#: A vhost-user front-end answers for translation itself.
+_NOT_OVER_VHOST = mask(Feature.F_ACCESS_PLATFORM)
+
+
+@dataclass(frozen=True, slots=True)
+class Invitation:
+    """What is set up for a driver. ``where``: ``vhost-user:PATH`` or ``vfio-user:PATH``. ``address``: of the stack
+    behind the driver, to be asked; None: it is not asked. ``seconds``: how long each face is there at most; None:
+    until its driver goes. ``rough``: with answers that cost the driver an SA."""
+
+    where: str
+    uplink: str = "null"
+    address: IPv4Address | None = None
+    seconds: float | None = None
+    rough: bool = False
+
+
+class _Once(Serving):
+    """Serves one peer; when it has gone the port's loop ends."""
+
+    peer = "driver"
+
+    def __init__(self, port: WatchedPort, path: str, opens: Callable[[socket.socket], Conversation]) -> None:
+        self._opens = opens
+        super().__init__(port, path)
+
+    def _open(self, sock: socket.socket) -> Conversation:
+        return self._opens(sock)
+
+    def _end(self, session: Conversation) -> None:
+        super()._end(session)
+        self.port.loop.stop()
+
+
+def parse_where(where: str) -> tuple[str, str]:
+    """The way and the path. ConfigError for anything else; a path alone is a vhost-user socket."""
+    way, colon, path = where.partition(":")
+    if not colon:
+        way, path = WAYS[0], where
+    if way not in WAYS or not path:
+        raise ConfigError(f"--listen {where}: one of {', '.join(f'{w}:PATH' for w in WAYS)}")
+    return way, path
+
+
+def receive_drivers(
+    invitation: Invitation,
+    faces: Sequence[Face],
+    recorder: Recorder,
+    told: Callable[[str], None] = lambda text: None,
+) -> None:
+    """A device with each of ``faces``, one after the other, until its driver has gone. ``told`` hears what is going on.
+    KeyboardInterrupt ends it; what was seen until then is in ``recorder``. TransportError when nothing can listen."""
+    way, path = parse_where(invitation.where)
+    for face in faces:
+        told(f"{way}:{path}: waiting for a driver; face {face.name}: {face.summary}")
+        _receive(way, path, invitation, face, recorder)
+
+
+def _receive(way: str, path: str, invitation: Invitation, face: Face, recorder: Recorder) -> None:
+    questions = Questions(face, rough=invitation.rough)
+    shown = -1 if way == "vfio-user" else ~_NOT_OVER_VHOST
+    # The function itself offers what belongs to notifications.
+    shown &= ~mask(Feature.F_NOTIF_CONFIG_DATA)
+    device = make_device(face, recorder.dialect, questions, os.urandom, shown=shown)
+    uplink = ProbingUplink(open_uplink(invitation.uplink))
+    port = WatchedPort(device, uplink, recorder)
+    function: WatchedFunction | None = None
+    opens: Callable[[socket.socket], Conversation]
+    try:
+        if way == "vfio-user":
+            function = WatchedFunction(port, notifications=bool(face.beyond))
+            began = _began(face, device, function.offered, _PCI_CARRIES, _PCI_SHOWS)
+            opens = partial(_vfio_session, function)
+        else:
+            began = _began(face, device, device_features(port), _VHOST_CARRIES, frozenset())
+            opens = partial(_vhost_session, port, began)
+        recorder.note(began)
+        if invitation.address is not None:
+            prober = uplink.prober = Prober(device, questions, recorder, invitation.address)
+            Rounds(port.loop, uplink, prober)
+        serving = _Once(port, path, opens)
+        if invitation.seconds is not None:
+            port.loop.at(monotonic_ns() + int(invitation.seconds * 1e9), port.loop.stop)
+        try:
+            port.loop.run()
+        finally:
+            serving.close()
+    finally:
+        if function is not None:
+            function.close()
+        with suppress(Exception):
+            port.close()
+
+
+def _began(face: Face, device: Device, offered: int, carried: int, shows: frozenset[str]) -> Began:
+    return Began(
+        face.name,
+        offered,
+        carried,
+        shows,
+        device.queue_count,
+        device.config.max_queue_pairs,
+        device.admin_queue_index,
+        1,
+        device.config.mtu,
+    )
+
+
+def _vfio_session(function: WatchedFunction, sock: socket.socket) -> Conversation:
+    return VfioSession(function, VfioConnection(sock, patience=PATIENCE))
+
+
+def _vhost_session(port: WatchedPort, began: Began, sock: socket.socket) -> Conversation:
+    return WatchedSession(port, VhostConnection(sock, patience=PATIENCE), began)
