@@ -15,6 +15,7 @@ import pytest
 from virtio_ipsec.cli.main import main
 from virtio_ipsec.conformance.case import load_cases
 from virtio_ipsec.conformance.hexdiff import hex_diff
+from virtio_ipsec.conformance.monitor.judge import load_judges
 from virtio_ipsec.conformance.reports import diff, master
 from virtio_ipsec.conformance.reports.junit import to_junit
 from virtio_ipsec.conformance.reports.page import to_html
@@ -281,7 +282,7 @@ def test_a_difference_of_octets_is_shown_where_it_is() -> None:
 def test_every_case_has_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pages = tmp_path / "pages"
     assert main(["conformance", "explain", "--out", str(pages)]) == 0
-    names = {case.id for case in load_cases()}
+    names = {case.id for case in (*load_cases(), *load_judges())}
     assert {path.stem for path in pages.iterdir()} == names | {"README"}
     assert all(f"({name}.md)" in (pages / "README.md").read_text() for name in names)
     capsys.readouterr()
@@ -290,5 +291,9 @@ def test_every_case_has_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "# ipsec-option-dscp" in text
     assert "**INF-23** (INFO, device; " in text
     assert "no wire" in text
+    assert main(["conformance", "explain", "NET-TX-DRV-20"]) == 0
+    text = capsys.readouterr().out
+    assert "# driver-net-tx-drv-20" in text
+    assert "NOT SEEN unless\n\n- a checksum request was made" in text
     assert main(["conformance", "explain", "no-such-case"]) == 2
     assert main(["conformance", "explain"]) == 2

@@ -79,8 +79,12 @@ class ResetUnawaited(Tampered):
     unread = False
 
     def write_status(self, value: int) -> None:
-        super().write_status(value)
         self.unread = value == 0
+        if self.unread:
+            self.poke(CommonCfg.device_status, 0)
+            self._forget()
+        else:
+            super().write_status(value)
 
     def status(self) -> int:
         if self.unread:
