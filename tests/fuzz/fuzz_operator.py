@@ -2,62 +2,29 @@
 
 from __future__ import annotations
 
+import os
 import random
 import sys
 from itertools import count
 
 from harness import Target, fuzz
 
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "policy"))
+
+from operator_ports import KEYS, OUTER, port_text, sas_text
+
 from virtio_ipsec.policy import neighbours, reassembly
 from virtio_ipsec.policy.config import parse
 from virtio_ipsec.policy.operator import OperatorPort
 from virtio_ipsec.policy.sas import ReferenceSas
 
-CONFIG = """
-[port]
-control = "operator"
-default = "drop"
-mss_clamp = true
-[port.underlay]
-mac = "020000000afe"
-addresses = ["192.0.2.1/24", "2001:db8::1/64"]
-gateways = ["192.0.2.254"]
-[[sa]]
-id = 1
-direction = "outbound"
-mode = "esp-tunnel"
-spi = 0x1001
-algorithm = "aes-gcm-16"
-key = "000102030405060708090a0b0c0d0e0f"
-salt = "a0a1a2a3"
-tunnel = { src = "192.0.2.1", dst = "198.51.100.2" }
-[[sa]]
-id = 2
-direction = "outbound"
-mode = "esp-transport"
-spi = 0x1003
-algorithm = "aes-gcm-16"
-key = "300102030405060708090a0b0c0d0e0f"
-salt = "a0a1a2a3"
-[[sa]]
-id = 1
-direction = "inbound"
-mode = "esp-tunnel"
-spi = 0x1002
-algorithm = "aes-gcm-16"
-key = "100102030405060708090a0b0c0d0e0f"
-salt = "a0a1a2a3"
-peer = "any"
-selectors = [{ protocol = "udp", local_port = "1-9" }]
-[[sa]]
-id = 2
-direction = "inbound"
-mode = "esp-transport"
-spi = 0x1004
-algorithm = "aes-gcm-16"
-key = "200102030405060708090a0b0c0d0e0f"
-salt = "a0a1a2a3"
-selectors = [{}]
+PEER = {"a": OUTER["a"], "b": "198.51.100.2"}
+GIVEN = {"spis": (0x1003, 0x1004), "keys": ("30" + KEYS[0][2:], "31" + KEYS[1][2:]), "id": 2}
+CONFIG = (
+    port_text("a", port="mss_clamp = true", underlay='gateways = ["192.0.2.254"]')
+    + sas_text("a", outer=PEER, selectors='{ protocol = "udp", local_port = "1-9" }')
+    + sas_text("a", "esp-transport", selectors="{}", **GIVEN)
+    + """
 [[flow]]
 match = { dst = "10.0.2.0/24", protocol = "udp", dport = "1-9" }
 action = "protect"
@@ -76,7 +43,8 @@ action = "bypass"
 [[flow]]
 service = "nd"
 action = "bypass"
-""".replace("020000000afe", "02:00:00:00:0a:fe")
+"""
+)
 SECRET = b"the guest's own words"
 
 _serial = count(1)

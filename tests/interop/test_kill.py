@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import random
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
@@ -36,6 +38,18 @@ CASE = next(case for case in CASES if case.name == "tunnel GCM-128")
 QUEUE = 256
 
 
+@contextmanager
+def served(folder: Path) -> Iterator[tuple[Wire, Backend]]:
+    """A back-end for the case, and its wire."""
+    with (
+        Wire(folder / "wire.pcapng", "device", "peer") as wire,
+        Backend(
+            folder, configuration([CASE]), wire.ports["device"].uplink, state=folder / "state"
+        ) as backend,
+    ):
+        yield wire, backend
+
+
 def judge(folder: Path) -> tuple[Report, list[int]]:
     """The wire's report, and the numbers of the packets that left, in their order."""
     left: list[int] = []
@@ -55,10 +69,7 @@ def judge(folder: Path) -> tuple[Report, list[int]]:
 def test_the_back_end_is_killed(tmp_path: Path, ring: str) -> None:
     moments = random.Random(ring)
     with (
-        Wire(tmp_path / "wire.pcapng", "device", "peer") as wire,
-        Backend(
-            tmp_path, configuration([CASE]), wire.ports["device"].uplink, state=tmp_path / "state"
-        ) as backend,
+        served(tmp_path) as (wire, backend),
         Station(wire.ports["peer"], CASE) as station,
         Exchange(station) as exchange,
     ):
@@ -100,10 +111,7 @@ def assert_order_but_for_resubmission(left: list[int]) -> None:
 def test_the_front_end_is_killed(tmp_path: Path, ring: str) -> None:
     moments = random.Random(ring)
     with (
-        Wire(tmp_path / "wire.pcapng", "device", "peer") as wire,
-        Backend(
-            tmp_path, configuration([CASE]), wire.ports["device"].uplink, state=tmp_path / "state"
-        ) as backend,
+        served(tmp_path) as (wire, backend),
         Station(wire.ports["peer"], CASE) as station,
         Exchange(station) as exchange,
     ):
@@ -136,10 +144,7 @@ def test_the_front_end_is_killed(tmp_path: Path, ring: str) -> None:
 def test_a_stock_guest_outlives_its_back_end(tmp_path: Path) -> None:
     """QEMU connects again by itself; the guest's driver notices nothing, its TCP connection goes on."""
     with (
-        Wire(tmp_path / "wire.pcapng", "device", "peer") as wire,
-        Backend(
-            tmp_path, configuration([CASE]), wire.ports["device"].uplink, state=tmp_path / "state"
-        ) as backend,
+        served(tmp_path) as (wire, backend),
         Guest(
             "guest", tmp_path, vhost_user_card(backend.socket, GUEST_MAC, "vectors=0", reconnect=1)
         ) as guest,

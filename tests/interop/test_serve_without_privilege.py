@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from lab.namespace import ip, own_namespace
 from lab.processes import processor_seconds, running, until
+from operator_ports import GATE, KEYS, OUTER, from_guest, text
+from operator_ports import HOST as INSIDE
 from scapy.layers.inet import IP, UDP
 from scapy.layers.ipsec import ESP, SecurityAssociation
 from scapy.layers.l2 import Ether
@@ -22,32 +24,7 @@ from virtio_ipsec.transport.vhost_user.frontend import VhostUserLink
 pytestmark = [pytest.mark.interop("ip", "setpriv"), pytest.mark.needs("namespaces")]
 
 ROOT = Path(__file__).parents[2]
-GUEST, OURS, HOST = "02:00:00:00:0a:01", "02:00:00:00:0a:fe", "02:00:00:00:0b:01"
-KEY, SALT = "000102030405060708090a0b0c0d0e0f", "a0a1a2a3"
-CONFIG = f"""
-[port]
-control = "operator"
-default = "drop"
-
-[port.underlay]
-mac = "{OURS}"
-addresses = ["192.0.2.1/24"]
-
-[[sa]]
-id = 1
-direction = "outbound"
-mode = "esp-tunnel"
-spi = 0x1001
-algorithm = "aes-gcm-16"
-key = "{KEY}"
-salt = "{SALT}"
-tunnel = {{ src = "192.0.2.1", dst = "192.0.2.2" }}
-
-[[flow]]
-match = {{ dst = "10.0.2.0/24" }}
-action = "protect"
-sa = 1
-"""
+HOST = "02:00:00:00:0b:01"
 
 
 @pytest.fixture
@@ -61,18 +38,12 @@ def test_the_owner_of_a_tap_serves_it_and_the_kernel_is_its_neighbour(namespace:
     ip("addr", "add", "192.0.2.2/24", "dev", "t0")
     ip("link", "set", "t0", "address", HOST, "up")
     config, log, path = tmp_path / "port.toml", tmp_path / "log", tmp_path / "s"
-    config.write_text(CONFIG)
+    config.write_text(text("a"))
     config.chmod(0o600)
     command = [
-        "setpriv",
-        "--bounding-set=-all",
-        "--inh-caps=-all",
-        sys.executable,
-        "-m",
-        "virtio_ipsec",
-        "serve",
-    ]
-    command += ["--config", str(config), "--socket", str(path), "--uplink", "tap:t0", "--log-json"]
+        "setpriv", "--bounding-set=-all", "--inh-caps=-all", sys.executable, "-m", "virtio_ipsec", "serve",
+        "--config", str(config), "--socket", str(path), "--uplink", "tap:t0", "--log-json",
+    ]  # fmt: skip
     with running(command, log, cwd=ROOT) as process:
         until("it serves", lambda: "serving" in log.read_text() or process.poll() is not None)
         assert process.poll() is None, log.read_text()
@@ -83,8 +54,8 @@ def test_the_owner_of_a_tap_serves_it_and_the_kernel_is_its_neighbour(namespace:
         link = VhostUserLink.at(str(path))
         driver = Driver(link)
         driver.start()
-        packet = IP(src="10.0.1.1", dst="10.0.2.2") / UDP(sport=1, dport=2) / b"hello"
-        driver.send(bytes(Ether(dst=OURS, src=GUEST) / packet))
+        packet = IP(src=INSIDE["a"], dst=INSIDE["b"]) / UDP(sport=1, dport=2) / b"hello"
+        driver.send(from_guest("a", packet))
         seen: list[bytes] = []
 
         def sealed() -> list[bytes]:
@@ -94,16 +65,16 @@ def test_the_owner_of_a_tap_serves_it_and_the_kernel_is_its_neighbour(namespace:
         until("the packet is on the wire", sealed)
         found = Ether(sealed()[0])
         sa = SecurityAssociation(
-            ESP, spi=0x1001, crypt_algo="AES-GCM", crypt_key=bytes.fromhex(KEY + SALT),
-            tunnel_header=IP(src="192.0.2.1", dst="192.0.2.2"),
+            ESP, spi=0x1001, crypt_algo="AES-GCM", crypt_key=bytes.fromhex(KEYS[0] + "a0a1a2a3"),
+            tunnel_header=IP(src=OUTER["a"], dst=OUTER["b"]),
         )  # fmt: skip
         assert bytes(sa.decrypt(found[IP])) == bytes(packet)
-        assert (found.src, found.dst) == (OURS, HOST)
+        assert (found.src, found.dst) == (GATE["a"], HOST)
         watcher.close()
         ip("link", "del", "t0")
         until("it has noticed", lambda: "uplink tap:t0 has gone" in log.read_text())
         before = processor_seconds(process.pid)
-        driver.send(bytes(Ether(dst=OURS, src=GUEST) / packet))
+        driver.send(from_guest("a", packet))
         time.sleep(0.5)
         assert processor_seconds(process.pid) - before < 0.25
         link.close()

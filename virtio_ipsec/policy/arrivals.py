@@ -23,7 +23,7 @@ from virtio_ipsec.policy.next_hops import NextHops, Said
 from virtio_ipsec.policy.reassembly import Fragment, Reassembler, read_fragment
 from virtio_ipsec.policy.sas import HeldSa
 from virtio_ipsec.policy.selectors import Outcome
-from virtio_ipsec.policy.state import Departure, Output, PortState, inner_mtu, parsed, tunnel_target
+from virtio_ipsec.policy.state import Departure, Output, PortState, inner_mtu, tunnel_target
 from virtio_ipsec.policy.tables import Address
 
 _IPSEC = frozenset({ip.ESP, ip.AH})
@@ -62,19 +62,14 @@ class Arrivals:
 
     def frame(self, frame: bytes, now: int, out: Output) -> None:
         """One Ethernet frame from the wire."""
-        link = ethernet.read_link(frame)
-        if link is None:
-            self._state.drop("rx", Reason.MALFORMED)
+        read = self._state.read("rx", frame)
+        if read is None:
             return
-        version = ethernet.VERSIONS.get(link.ethertype)
-        if version is None:
+        link, packet = read
+        if packet is None:
             self._other(frame, link, now, out)
             return
-        packet = parsed(frame[link.l3 :], version)
-        if packet is None:
-            self._state.drop("rx", Reason.MALFORMED)
-            return
-        if self._hops is not None and version == 6 and not link.tagged:
+        if self._hops is not None and packet.version == 6 and not link.tagged:
             said, freed = self._hops.nd_from_wire(packet, frame[6:12], now, out)
             self._release(freed, now, out)
             if said is Said.HANDLED:

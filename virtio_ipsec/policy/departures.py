@@ -25,7 +25,6 @@ from virtio_ipsec.policy.state import (
     PeerPath,
     PortState,
     inner_mtu,
-    parsed,
     sealed_size,
     tunnel_target,
 )
@@ -45,20 +44,15 @@ class Departures:
 
     def frame(self, frame: bytes, now: int, out: Output) -> None:
         """One complete Ethernet frame of the guest."""
-        link = ethernet.read_link(frame)
-        if link is None:
-            self._state.drop("tx", Reason.MALFORMED)
+        read = self._state.read("tx", frame)
+        if read is None:
             return
+        link, packet = read
         self._state.learn_guest(frame[6:12], now)
-        version = ethernet.VERSIONS.get(link.ethertype)
-        if version is None:
+        if packet is None:
             self._other(frame, link, now, out)
             return
-        packet = parsed(frame[link.l3 :], version)
-        if packet is None:
-            self._state.drop("tx", Reason.MALFORMED)
-            return
-        if self._hops is not None and version == 6 and not link.tagged:
+        if self._hops is not None and packet.version == 6 and not link.tagged:
             said = self._hops.nd_from_guest(packet, frame[6:12], now, out)
             if said is not Said.OTHER:
                 self._said("nd", said)

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from virtio_ipsec.errors import PacketError
+from virtio_ipsec.errors import PacketError, Reason
 from virtio_ipsec.ipsec import ip
 from virtio_ipsec.ipsec.outer import addresses
 from virtio_ipsec.ipsec.process import overhead
 from virtio_ipsec.ipsec.sa import SaParams
 from virtio_ipsec.policy.actions import Action
-from virtio_ipsec.policy.ethernet import is_group
+from virtio_ipsec.policy.ethernet import VERSIONS, Link, is_group, read_link
 from virtio_ipsec.policy.flows import Flow, ordered
 from virtio_ipsec.policy.path_mtu import PathMtus
 from virtio_ipsec.policy.port_config import PortSpec, Underlay
@@ -119,6 +119,17 @@ class PortState:
             self.guest_mac = mac
             self.generation += 1
 
+    def read(self, way: str, frame: bytes) -> tuple[Link, ip.Packet | None] | None:
+        """An Ethernet frame: where its payload is, and the IP packet if it carries one. None: it is malformed, which is
+        counted."""
+        link = read_link(frame)
+        version = VERSIONS.get(link.ethertype) if link is not None else None
+        packet = _parsed(frame[link.l3 :], version) if link is not None and version is not None else None
+        if link is None or (version is not None and packet is None):
+            self.drop(way, Reason.MALFORMED)
+            return None
+        return link, packet
+
     def path_mtu(self, target: Address) -> int:
         """Octets that a packet to ``target`` may have on the wire."""
         return self.paths.get(target, self.wire_mtu)
@@ -158,7 +169,7 @@ def tunnel_target(params: SaParams) -> Address | None:
     return None if params.tunnel is None else addresses(params.tunnel)[1]
 
 
-def parsed(data: bytes, version: int) -> ip.Packet | None:
+def _parsed(data: bytes, version: int) -> ip.Packet | None:
     """The IP packet that a frame carries; None when it is malformed or not of the version that the frame says."""
     try:
         packet = ip.parse(data)
