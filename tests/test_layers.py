@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -45,9 +46,21 @@ def room_of(path: Path) -> str:
     return relative.parts[0].removesuffix(".py")
 
 
-def imported_modules(path: Path) -> Iterator[str]:
+@cache
+def nodes_of(path: Path) -> tuple[ast.AST, ...]:
+    """Imports and calls of a file."""
+    wanted = ast.Import | ast.ImportFrom | ast.Call
+    return tuple(node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, wanted))
+
+
+@cache
+def imported_modules(path: Path) -> tuple[str, ...]:
+    return tuple(_imported(path))
+
+
+def _imported(path: Path) -> Iterator[str]:
     package = ("virtio_ipsec", *path.relative_to(PACKAGE).parent.parts)
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes_of(path):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -92,7 +105,7 @@ def test_rooms_below_the_transport_neither_read_clocks_nor_open_anything(room: s
         assert not roots & IMPURE, f"{path} imports {roots & IMPURE}"
         calls = {
             node.func.id
-            for node in ast.walk(ast.parse(path.read_text()))
+            for node in nodes_of(path)
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
         }
         assert "open" not in calls, f"{path} opens files"
@@ -107,8 +120,7 @@ def test_each_room_says_its_responsibility_in_one_line() -> None:
 
 @pytest.mark.parametrize("path", IN_ROOMS, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_imports_name_the_whole_path(path: Path) -> None:
-    nodes = ast.walk(ast.parse(path.read_text()))
-    assert not [node.lineno for node in nodes if isinstance(node, ast.ImportFrom) and node.level]
+    assert not [node.lineno for node in nodes_of(path) if isinstance(node, ast.ImportFrom) and node.level]
 
 
 def test_the_wheel_has_every_package() -> None:

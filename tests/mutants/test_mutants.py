@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 
 import pytest
+import touched
 from registry import Mutant, cases_in, load_mutants, mutant_free
 from touched import chosen
 
@@ -19,6 +20,18 @@ from virtio_ipsec.conformance.verdict import Verdict
 from virtio_ipsec.wire.dialect import DIALECTS
 
 MUTANTS = load_mutants()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _shared(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Workers of xdist look at the dialects in different orders, and each finds what another has seen."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+    if worker:
+        touched.shared = tmp_path_factory.getbasetemp().parent
+        for dialect in sorted(DIALECTS, reverse=int(worker.removeprefix("gw")) % 2 == 1):
+            touched.entered(dialect)
+
+
 #: Those about PCI registers have mutants and tests of their own.
 CASES = tuple(case for case in load_cases() if "pci" not in case.needs)
 #: How a case says that a device is wrong. ERROR says that it could not be judged.

@@ -6,8 +6,11 @@ enters one of them runs as it does with the device itself, so it need not be run
 
 from __future__ import annotations
 
+import fcntl
+import json
 import sys
 from functools import cache
+from pathlib import Path
 from types import CodeType, FrameType, FunctionType
 from typing import Any
 from zlib import crc32
@@ -22,9 +25,33 @@ from virtio_ipsec.device.device import Device
 SAMPLED = 24
 
 
+#: Code as another process knows it: file, line, name.
+Place = tuple[str, int, str]
+#: Where the processes of one run share what they have seen; None: nowhere.
+shared: Path | None = None
+
+
+def place(code: CodeType) -> Place:
+    """Of code."""
+    return code.co_filename, code.co_firstlineno, code.co_qualname
+
+
 @cache
-def entered(dialect: str) -> dict[str, frozenset[CodeType]]:
-    """Case id -> the code of the device package that it enters."""
+def entered(dialect: str) -> dict[str, frozenset[Place]]:
+    """Case id -> the code of the device package that it enters. The first process that asks finds out, for all."""
+    if shared is None:
+        return observed(dialect)
+    file = shared / f"entered-{dialect}"
+    with open(f"{file}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not file.exists():
+            file.write_text(json.dumps({case: sorted(places) for case, places in observed(dialect).items()}))
+    found = json.loads(file.read_text())
+    return {case: frozenset((name, line, what) for name, line, what in places) for case, places in found.items()}
+
+
+def observed(dialect: str) -> dict[str, frozenset[Place]]:
+    """The same, by a look at each case."""
     target = mutant_free(dialect).target()
     found = {}
     for case in cases_in(dialect):
@@ -40,7 +67,7 @@ def entered(dialect: str) -> dict[str, frozenset[CodeType]]:
             run_case(case, target, seed=1, thin=True)
         finally:
             sys.setprofile(before)
-        found[case.id] = frozenset(code for code in codes if "/device/" in code.co_filename)
+        found[case.id] = frozenset(place(code) for code in codes if "/device/" in code.co_filename)
     return found
 
 
@@ -61,7 +88,8 @@ def affected(mutant: Mutant) -> tuple[Case, ...]:
     replaced = changes(mutant.device, Device)
     if mutant.config or replaced is None:
         return cases
-    return tuple(case for case in cases if entered(mutant.dialect)[case.id] & replaced)
+    places = frozenset(map(place, replaced))
+    return tuple(case for case in cases if entered(mutant.dialect)[case.id] & places)
 
 
 def changes(variant: type, base: type) -> set[CodeType] | None:
