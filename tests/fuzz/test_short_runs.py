@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fuzz_control
+import fuzz_members
 import fuzz_vfio_user
 import pytest
 from harness import fuzz
@@ -38,3 +39,7 @@ def test_what_the_entry_of_the_control_socket_would_find() -> None:
             fuzz_control.judge(heard, said, changed=False)
     with pytest.raises(AssertionError, match="refused"):
         fuzz_control.judge(b'{"id":0,"error":"no"}\n', b"x\n", changed=True)
+
+
+def test_owners_and_members() -> None:
+    assert fuzz(fuzz_members.TARGETS, ["--count", "25"]) == 0

@@ -262,6 +262,16 @@ def test_a_ring_outside_the_memory_ends_in_needs_reset() -> None:
     echo(link, plain(link))
 
 
+def test_a_device_that_needs_a_reset_needs_it_elsewhere_too() -> None:
+    target = managing()
+    link = target.member(1)
+    plain(link)
+    mode(target, 1, 1)
+    put(target, parts_build([Part(0x103, b"\x4f")]))
+    mode(target, 1, 0)
+    assert link.status() == 0x4F
+
+
 def test_vectors_are_kept_and_gone_with_a_reset() -> None:
     target = managing()
     link = target.member(1)
