@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from virtio_ipsec.device.rings import Rings
@@ -86,8 +87,13 @@ class PortRings(Rings):
         """Whether a driver has broken the rules of any of the queues in use."""
         return any(is_broken(queue) for queue in list(self._queues.values()))
 
-    def work_off(self, index: int, most: int) -> tuple[int, list[bytes]]:
-        """At most ``most`` buffers of a queue that a driver fills: how many there were, and the frames that leave."""
+    def work_off(
+        self, index: int, most: int, settle: Callable[[], None] = lambda: None
+    ) -> tuple[int, list[bytes]]:
+        """At most ``most`` buffers of a queue that a driver fills: how many there were, and the frames that leave.
+
+        ``settle`` is called before a buffer is seen to be used: who looks at the ring may rely on what it asked for.
+        """
         queue = self._queues.get(index)
         work = self._work(index)
         frames: list[bytes] = []
@@ -97,7 +103,9 @@ class PortRings(Rings):
         try:
             while done < most and (chain := queue.pop()) is not None:
                 done += 1
-                queue.push(chain, work(chain, frames))
+                written = work(chain, frames)
+                settle()
+                queue.push(chain, written)
                 if not self._is_live(index, queue):
                     return done, frames
             if done:

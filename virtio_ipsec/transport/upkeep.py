@@ -66,8 +66,7 @@ class Upkeep:
     def _run_commands(self, index: int) -> bool:
         around = self._around
         with around.lock:
-            done, _ = around.rings.work_off(index, _COMMANDS)
-            self.publish()
+            done, _ = around.rings.work_off(index, _COMMANDS, self.publish)
             rung = around.rings.take_interrupts()
         around.ring_bells(rung)
         self.look()
