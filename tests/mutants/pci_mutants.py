@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from virtio_ipsec.device.config import DeviceConfig
 from virtio_ipsec.device.device import Device
 from virtio_ipsec.specification import clause
-from virtio_ipsec.transport.loopback_pci import PciLoopback
+from virtio_ipsec.transport.loopback_pci import EmbeddedFunction, PciLoopback
 from virtio_ipsec.transport.virtio_pci.common import CommonConfiguration
 from virtio_ipsec.transport.virtio_pci.function import PciFunction
 from virtio_ipsec.transport.virtio_pci.tables import (
@@ -47,7 +47,7 @@ class PciMutant:
 def target(function: type[PciFunction] = PciFunction) -> PciLoopback:
     """A device of two pairs as this kind of function, packets in Python."""
     device = Device(DeviceConfig(dialect=V14, max_queue_pairs=2), Random(1).randbytes)
-    return PciLoopback(device, function)
+    return PciLoopback(EmbeddedFunction(device, function))
 
 
 MUTANTS: list[PciMutant] = []

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from virtio_ipsec.device.config import DeviceConfig
 from virtio_ipsec.device.device import Device
 from virtio_ipsec.device.fast import fast_path
+from virtio_ipsec.device.members import SriovGroup
+from virtio_ipsec.errors import TransportError
 from virtio_ipsec.transport.port import ServedPort
+from virtio_ipsec.transport.targets import engine_and_members
 from virtio_ipsec.transport.uplinks.crossed import crossed
 from virtio_ipsec.transport.virtio_pci.direct import DirectAccess
 from virtio_ipsec.transport.virtio_pci.function import PciFunction
 from virtio_ipsec.transport.virtio_pci.link import Options, PciLink
+from virtio_ipsec.transport.virtio_pci.member import VirtualFunction
+from virtio_ipsec.transport.virtio_pci.owner import VirtualFunctions
 from virtio_ipsec.wire.dialect import Dialect
 
 #: Bytes of memory: room for all rings and for receive buffers of 64 KiB on every queue.
@@ -20,21 +26,41 @@ _MEMORY = 16 << 20
 _BURST = 4096
 
 
+class EmbeddedFunction:
+    """``device`` as a PCI function, with a wire whose other end is ``far``. Packets have threads of their own, as
+    behind any port; the rest is done when somebody waits."""
+
+    def __init__(
+        self,
+        device: Device,
+        function_class: type[PciFunction] = PciFunction,
+        *,
+        members: SriovGroup | None = None,
+        virtual: bool = False,
+    ) -> None:
+        near, self.far = crossed("device", "test bed")
+        self.port = ServedPort(device, near, name="loopback")
+        self.function = function_class(self.port, members=members, virtual=virtual)
+
+    def close(self) -> None:
+        """Let go of all of it."""
+        self.function.close()
+        self.port.close()
+        self.far.close()
+
+
 class PciLoopback(PciLink):
-    """All of virtio over PCI but the bus. Packets have threads of their own, as behind any port; the rest is done when
-    somebody waits."""
+    """All of virtio over PCI but the bus, in front of ``embedded``, which belongs to it from here on."""
 
     name = "loopback-pci"
     has_wire = True
     patience = 2.0
 
-    def __init__(self, device: Device, function_class: type[PciFunction] = PciFunction) -> None:
-        near, self._far = crossed("device", "test bed")
-        self._port = ServedPort(device, near, name="loopback")
-        self.function = function_class(self._port)
-        self.dialect = device.config.dialect
+    def __init__(self, embedded: EmbeddedFunction) -> None:
+        self.embedded = embedded
+        self.dialect = embedded.port.device.config.dialect
         try:
-            super().__init__(DirectAccess(self.function), Options(memory=_MEMORY))
+            super().__init__(DirectAccess(embedded.function), Options(memory=_MEMORY))
         except BaseException:
             self._release()
             raise
@@ -52,11 +78,11 @@ class PciLoopback(PciLink):
 
     def inject(self, frame: bytes) -> None:
         """A frame arrives from the wire."""
-        self._far.send([frame])
+        self.embedded.far.send([frame])
 
     def captured(self) -> list[bytes]:
         """Frames that have left."""
-        return self._far.receive(_BURST)
+        return self.embedded.far.receive(_BURST)
 
     def close(self) -> None:
         """Let go of all of it."""
@@ -64,13 +90,82 @@ class PciLoopback(PciLink):
         self._release()
 
     def _release(self) -> None:
-        self.function.close()
-        self._port.close()
-        self._far.close()
+        self.embedded.close()
+
+
+class _Member(PciLoopback):
+    """A virtual function, which stays its owner's."""
+
+    def _release(self) -> None:
+        self.captured()
+
+
+class PciLoopbackOwner(PciLoopback):
+    """One with virtual functions around ``devices`` (:class:`~virtio_ipsec.conformance.target.Owner`)."""
+
+    def __init__(self, device: Device, devices: Sequence[Device]) -> None:
+        self._functions = [EmbeddedFunction(each, virtual=True) for each in devices]
+        self._members: dict[int, _Member] = {}
+        group = SriovGroup([VirtualFunction(each.function) for each in self._functions], stoppable=True)
+        super().__init__(EmbeddedFunction(device, members=group))
+
+    def reset(self) -> None:
+        """Reset the device; all virtual functions vanish and appear anew."""
+        super().reset()
+        self.enable_vfs(None)
+        self.enable_vfs(self.total_vfs)
+
+    @property
+    def _switch(self) -> VirtualFunctions:
+        if self.virtual_functions is None:
+            raise TransportError(f"{self.name} has no virtual functions")
+        return self.virtual_functions
+
+    @property
+    def total_vfs(self) -> int:
+        """How many virtual functions there can be."""
+        return self._switch.total
+
+    def enable_vfs(self, num_vfs: int | None) -> None:
+        """Set VF Enable with this NumVFs where it is clear, or clear it."""
+        if num_vfs is None:
+            self._let_go()
+            self._switch.disable()
+        else:
+            self._switch.enable(num_vfs)
+
+    def member(self, number: int) -> PciLoopback:
+        """Virtual function ``number`` from its driver's side; TransportError while it is not there."""
+        if number not in self._members:
+            self._members[number] = _Member(self._functions[number - 1])
+        return self._members[number]
+
+    def close(self) -> None:
+        """Release them, then the owner."""
+        self._let_go()
+        super().close()
+
+    def _let_go(self) -> None:
+        for member in self._members.values():
+            member.close()
+        self._members.clear()
+
+    def _release(self) -> None:
+        super()._release()
+        for each in self._functions:
+            each.close()
 
 
 def loopback_pci(argument: str, dialect: Dialect) -> PciLoopback:
-    """A target around a device made here that does all it can; ``argument`` as for :func:`fast_path`, "auto" when left
-    out. ConfigError for an engine that there is not."""
-    fast = fast_path(argument or "auto", os.urandom)
-    return PciLoopback(Device(DeviceConfig(dialect=dialect), os.urandom, fast))
+    """A target around a device made here that does all it can; ``argument`` as for
+    :func:`~virtio_ipsec.transport.targets.loopback`. Raises ConfigError for another."""
+    engine, members = engine_and_members(argument)
+    config = DeviceConfig(dialect=dialect)
+
+    def device(number: int) -> Device:
+        mac = (int.from_bytes(config.mac) ^ number).to_bytes(6)
+        return Device(replace(config, mac=mac), os.urandom, fast_path(engine, os.urandom))
+
+    if not members:
+        return PciLoopback(EmbeddedFunction(device(0)))
+    return PciLoopbackOwner(device(0), [device(number) for number in range(1, members + 1)])

@@ -9,7 +9,7 @@ from virtio_ipsec.errors import TransportError
 from virtio_ipsec.transport.port import ServedPort
 from virtio_ipsec.transport.vfio_user.server import VfioUserServer
 from virtio_ipsec.transport.virtio_pci.function import PciFunction
-from virtio_ipsec.transport.virtio_pci.sriov import VirtualFunction
+from virtio_ipsec.transport.virtio_pci.member import VirtualFunction
 
 _log = logging.getLogger(__name__)
 
@@ -33,11 +33,9 @@ class PciPort:
         self._port = port
         self._path = path
         self._mode = mode
-        if group is not None:
-            port.device.members = group
         self.function = PciFunction(port, members=group, virtual=virtual)
         #: This function as its owner reaches it.
-        self.member = VirtualFunction(port, self._set_present)
+        self.member = VirtualFunction(self.function, self._set_present)
         self._server: VfioUserServer | None = None
         try:
             self._listen()

@@ -95,7 +95,7 @@ class RunningPort:
         if not plan.is_pci:
             return Backend(self.port, plan.socket, client=settings.client, mode=settings.socket_mode)
         functions = [each.backend.member for each in members if isinstance(each.backend, PciPort)]
-        group = SriovGroup(functions) if functions else None
+        group = SriovGroup(functions, stoppable=True) if functions else None
         return PciPort(
             self.port, plan.socket, mode=settings.socket_mode, group=group, virtual=plan.is_virtual
         )

@@ -30,7 +30,7 @@ def loopback(
     that the device can do. ``argument``: the engine (see :func:`fast_path`) and, as ``members=N``, how many virtual
     functions it has, with a comma in between; "auto" and none when left out. A variant of the device is Python's.
     ConfigError for an engine that there is not."""
-    engine, members = _parse(argument)
+    engine, members = engine_and_members(argument)
     config = config or DeviceConfig(dialect=dialect)
 
     def device(number: int) -> Device:
@@ -44,8 +44,8 @@ def loopback(
     return LoopbackOwner(device(0), [member_class(device(number)) for number in range(1, members + 1)])
 
 
-def _parse(argument: str) -> tuple[str, int]:
-    """Engine and number of members."""
+def engine_and_members(argument: str) -> tuple[str, int]:
+    """The argument of a loopback, taken apart. ConfigError for another form."""
     engine, members = "auto", 0
     for word in filter(None, argument.split(",")):
         name, equals, value = word.partition("=")

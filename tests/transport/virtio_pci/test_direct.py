@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -15,15 +16,15 @@ from virtio_ipsec.device.device import Device
 from virtio_ipsec.device.fast import fast_path
 from virtio_ipsec.driver.config import DriverConfig
 from virtio_ipsec.driver.driver import Driver
-from virtio_ipsec.errors import ConfigError
-from virtio_ipsec.transport.loopback_pci import PciLoopback
+from virtio_ipsec.errors import ConfigError, TransportError
+from virtio_ipsec.transport.loopback_pci import EmbeddedFunction, PciLoopback, PciLoopbackOwner
 from virtio_ipsec.transport.virtio_pci.access import IrqIndex
 from virtio_ipsec.transport.virtio_pci.function import PciFunction
 from virtio_ipsec.transport.virtio_pci.tables import Region
 from virtio_ipsec.wire.dialect import V14
 from virtio_ipsec.wire.numbers import Feature, has
 
-FRAME = bytes.fromhex("020000000001020000000002") + b"\x88\xb5" + bytes(46)
+FRAME = bytes.fromhex("ffffffffffff020000000002") + b"\x88\xb5" + bytes(46)
 
 
 class WithoutVectors(PciFunction):
@@ -36,7 +37,7 @@ class WithoutVectors(PciFunction):
 
 def made(function: type[PciFunction] = PciFunction, engine: str = "auto") -> PciLoopback:
     device = Device(DeviceConfig(max_queue_pairs=2), os.urandom, fast_path(engine, os.urandom))
-    return PciLoopback(device, function)
+    return PciLoopback(EmbeddedFunction(device, function))
 
 
 @pytest.fixture(params=[PciFunction, WithoutVectors])
@@ -46,22 +47,24 @@ def link(request: pytest.FixtureRequest) -> Iterator[PciLoopback]:
     link.close()
 
 
+def until(what: Callable[[], object], link: PciLoopback) -> None:
+    limit = time.monotonic() + 5
+    while not what():
+        assert time.monotonic() < limit
+        link.poll(0.01)
+
+
 def both_ways(link: PciLoopback) -> None:
     driver = Driver(link, config=DriverConfig(receive_buffers=4))
     driver.start()
     assert has(driver.features, Feature.NET_F_IPSEC)
     driver.send(FRAME)
     left: list[bytes] = []
-    link.function.port.loop.turn(0)
-    while not left:
-        link.poll(0.01)
-        left = link.captured()
+    until(lambda: left.extend(link.captured()) or left, link)
     assert left == [FRAME]
     link.inject(FRAME)
     found: list[bytes] = []
-    while not found:
-        link.poll(0.01)
-        found = [packet.frame for packet in driver.receive()]
+    until(lambda: found.extend(packet.frame for packet in driver.receive()) or found, link)
     assert found == [FRAME]
     assert driver.caps.ipsec_sas is not None
 
@@ -98,6 +101,36 @@ def test_the_target_by_its_name() -> None:
     assert report.identity.target == "loopback-pci"
     with pytest.raises(ConfigError), open_target("loopback-pci:fast", V14):
         pass
+
+
+def test_an_owner_by_its_name() -> None:
+    with open_target("loopback-pci:python,members=2", V14) as target:
+        assert isinstance(target, PciLoopbackOwner)
+        assert target.total_vfs == 2
+        with pytest.raises(TransportError, match=r"no COMMON_CFG"):
+            target.member(1)
+        for _ in range(2):
+            target.reset()
+            for number in (1, 2):
+                both_ways(target.member(number))
+                assert target.member(number) is target.member(number)
+        assert target.member(1).read_config(0, 6) != target.member(2).read_config(0, 6)
+        target.enable_vfs(None)
+        target.enable_vfs(1)
+        both_ways(target.member(1))
+        with pytest.raises(TransportError):
+            target.member(2)
+        report = run(target, select(V14.name, ["pci-sriov-feature", "PCI-CC-DEV-13"]), thin=True)
+        assert report.passed
+
+
+def test_a_function_without_the_capability_owns_nothing() -> None:
+    owner = PciLoopbackOwner(Device(DeviceConfig(), os.urandom), ())
+    assert owner.total_vfs == 0
+    owner.virtual_functions = None
+    with pytest.raises(TransportError, match="has no virtual functions"):
+        owner.enable_vfs(1)
+    owner.close()
 
 
 def test_a_function_that_no_driver_finds_is_let_go() -> None:

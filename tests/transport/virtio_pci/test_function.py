@@ -369,13 +369,13 @@ def test_no_descriptor_is_left_behind(host: Host) -> None:
 
 def test_what_is_held_does_nothing_of_itself(host: Host) -> None:
     host.start()
-    host.function.hold(True)
+    host.function.hold()
     host.send(frame(1))
     host.port.device.set_link(False)
     host.port.on_change()
     assert host.of_queue(1, CommonCfg.queue_enable) == 1
     assert not host.uplink.sent
     assert host.isr() == 0
-    host.function.hold(False)
+    host.function.go_on()
     assert host.bench.captured(1) == [frame(1)]
     assert host.isr() & 2

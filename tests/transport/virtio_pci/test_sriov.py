@@ -12,8 +12,9 @@ from test_function import frame
 
 from virtio_ipsec.device.members import SriovGroup
 from virtio_ipsec.errors import TransportError
-from virtio_ipsec.transport.virtio_pci import sriov, tables
-from virtio_ipsec.transport.virtio_pci.sriov import VirtualFunction
+from virtio_ipsec.transport.virtio_pci import member as member_module
+from virtio_ipsec.transport.virtio_pci import tables
+from virtio_ipsec.transport.virtio_pci.member import VirtualFunction
 from virtio_ipsec.transport.virtio_pci.tables import (
     CommonCfg,
     ExtendedId,
@@ -29,7 +30,7 @@ class Noting(SriovGroup):
     """Notes what the owner says: how many, or -1 for none."""
 
     def __init__(self, members: list[VirtualFunction]) -> None:
-        super().__init__(members)
+        super().__init__(members, stoppable=True)
         self.calls: list[int] = []
 
     def enable(self, num_vfs: int) -> None:
@@ -46,7 +47,8 @@ class Family:
 
     def __init__(self, count: int = 2) -> None:
         self.vfs = [Host(virtual=True, memory=False) for _ in range(count)]
-        self.group = Noting([VirtualFunction(vf.port, vf.function.set_present) for vf in self.vfs])
+        self.members = [VirtualFunction(vf.function) for vf in self.vfs]
+        self.group = Noting(self.members)
         self.calls = self.group.calls
         self.owner = Host(members=self.group)
         self.base = self.owner.extended()[ExtendedId.SRIOV]
@@ -216,7 +218,7 @@ def test_what_is_asked_of_a_virtual_function_happens_in_its_own_thread(
 ) -> None:
     vf = family.vfs[0]
     where: list[int] = []
-    member = VirtualFunction(vf.port, lambda _: where.append(threading.get_ident()))
+    member = VirtualFunction(vf.function, lambda _: where.append(threading.get_ident()))
     member.appear()
     assert where == [threading.get_ident()]
     thread = threading.Thread(target=vf.port.loop.run)
@@ -232,12 +234,19 @@ def test_what_is_asked_of_a_virtual_function_happens_in_its_own_thread(
             other.start()
             other.join()
             assert taken == [False]
-        monkeypatch.setattr(sriov, "_PATIENCE", 0.01)
+        monkeypatch.setattr(member_module, "_PATIENCE", 0.01)
         let_go = threading.Event()
         vf.port.loop.call(lambda: let_go.wait(5) and None)
         with pytest.raises(TransportError, match="does not answer its owner"):
             member.vanish()
         let_go.set()
+        monkeypatch.undo()
+
+        def fail(_: bool) -> None:
+            raise TransportError("stuck")
+
+        with pytest.raises(TransportError, match="stuck"):
+            VirtualFunction(vf.function, fail).vanish()
     finally:
         vf.port.loop.stop()
         thread.join()

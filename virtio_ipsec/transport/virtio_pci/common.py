@@ -92,6 +92,22 @@ class CommonConfiguration:
         """By virtqueue index."""
         return tuple(self._queues)
 
+    @property
+    def driver_features(self) -> int:
+        """What the driver has written, for the transport too."""
+        return self._port.device.driver_features | self._accepted
+
+    def accept_own(self, word: int) -> int:
+        """As the driver's choice of the transport's features; what of it is the device's."""
+        self._accepted = word & self._offers
+        return word & ~self._offers
+
+    def set_queue(self, index: int, layout: QueueLayout, state: int | None) -> None:
+        """A queue of a function that was stopped lies here; ``state``: and is enabled, at this ring position."""
+        self._queues[index] = QueueRegisters(
+            layout.size, layout.desc, layout.driver, layout.device, enabled=state is not None, state=state
+        )
+
     def forget(self) -> None:
         """After a reset of the device: registers are as at power-on."""
         port = self._port
@@ -173,7 +189,7 @@ class CommonConfiguration:
         return self._shown(self.features, self._device_select)
 
     def _driver_feature(self) -> int:
-        return self._shown(self._port.device.driver_features | self._accepted, self._driver_select)
+        return self._shown(self.driver_features, self._driver_select)
 
     def _accept(self, value: int) -> None:
         if self._driver_select >= FEATURE_WORDS:
@@ -183,9 +199,8 @@ class CommonConfiguration:
             device = self._port.device
             if device.status & Status.FEATURES_OK:
                 return
-            word = (device.driver_features | self._accepted) & ~(_WORD << shift) | value << shift
-            self._accepted = word & self._offers
-            device.write_driver_features(word & ~self._offers)
+            word = self.driver_features & ~(_WORD << shift) | value << shift
+            device.write_driver_features(self.accept_own(word))
 
     def _status(self) -> int:
         return int(self._port.device.status)

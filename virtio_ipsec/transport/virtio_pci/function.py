@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import ClassVar, Final, Protocol
 
-from virtio_ipsec.device.members import SriovGroup
+from virtio_ipsec.device.members import FunctionState, SriovGroup
 from virtio_ipsec.errors import TransportError
 from virtio_ipsec.ring.memory import GuestMemory
 from virtio_ipsec.transport.port import ServedPort
@@ -34,6 +34,7 @@ from virtio_ipsec.transport.virtio_pci.header import (
 )
 from virtio_ipsec.transport.virtio_pci.irqs import Interrupts
 from virtio_ipsec.transport.virtio_pci.sriov import Sriov
+from virtio_ipsec.transport.virtio_pci.state import become, read_state
 from virtio_ipsec.transport.virtio_pci.tables import (
     CFG_DATA,
     CFG_WIDTHS,
@@ -106,7 +107,6 @@ class PciFunction:
         self.is_virtual = virtual
         self._memory: GuestMemory | None = None
         self._present = not virtual
-        #: Queues are held: :meth:`hold`.
         self._held = False
         self._kicks: list[int] = []
         vectors = min(port.queue_count + 1, tables.MAX_VECTORS)
@@ -270,7 +270,6 @@ class PciFunction:
         virtual functions. Memory stays reachable."""
         if self._sriov is not None:
             self._sriov.disable()
-        self._held = False
         self.port.reset()
         self._common.forget()
         self._interrupts.reset()
@@ -294,15 +293,31 @@ class PciFunction:
         """A virtual function appears, or vanishes as after a reset, with whatever its client shared."""
         if on != self._present:
             self.disconnect()
-            self._present = on
+            self._present, self._held = on, False
 
-    def hold(self, on: bool) -> None:
-        """While it is held the function does nothing of itself: no queue is worked on, no notification goes out.
-        Registers go on working."""
-        self._held = on
+    @property
+    def is_held(self) -> bool:
+        """Whether :meth:`hold` holds."""
+        return self._held
+
+    def hold(self) -> None:
+        """Until :meth:`go_on` the function does nothing of itself: no queue is worked on, no notification goes out.
+        Registers go on working, and no reset of the function ends it."""
+        self._held = True
         self._common.work()
-        if not on:
-            self._tell_change()
+
+    def go_on(self, state: FunctionState | None = None) -> None:
+        """End :meth:`hold`; with ``state`` as if the driver had set that up."""
+        if state is not None:
+            become(state, self.port, self._common, self._interrupts, self._memory)
+        self._held = False
+        self._common.work()
+        self.port.wake()
+        self._tell_change()
+
+    def state(self) -> FunctionState:
+        """The registers as device parts hold them."""
+        return read_state(self._common, self._interrupts)
 
     # Inside.
 

@@ -1,15 +1,10 @@
-"""The owner of virtual functions: its SR-IOV capability, and a virtual function as its owner's group reaches it."""
+"""The SR-IOV capability of an owner of virtual functions."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Final
 
-from virtio_ipsec.device.device import Device
 from virtio_ipsec.device.members import SriovGroup
-from virtio_ipsec.errors import TransportError
-from virtio_ipsec.transport.port import ServedPort
 from virtio_ipsec.transport.virtio_pci import tables
 from virtio_ipsec.transport.virtio_pci.config_space import ConfigSpace
 from virtio_ipsec.transport.virtio_pci.header import MSIX_BAR, STRUCTURES_BAR, Layout
@@ -22,8 +17,6 @@ from virtio_ipsec.transport.virtio_pci.tables import (
 
 _VERSION: Final = 1
 _SMALLEST_PAGE: Final = 0x1000
-#: Seconds that a virtual function's own thread has to do what its owner wants.
-_PATIENCE: Final = 5.0
 
 
 class Sriov:
@@ -101,36 +94,3 @@ class Sriov:
         for bar, size in self._bars.items():
             register = SriovCap[f"VF_BAR_{bar}"]
             self._config.set_writable(register, BAR_ADDRESS_MASK & ~(max(size, page) - 1), self._base)
-
-
-class VirtualFunction:
-    """A virtual function as a member of its owner's group. Called in the owner's control thread: what concerns the
-    function's own queues is done in that of its port, which never waits for the owner's."""
-
-    def __init__(self, port: ServedPort, set_present: Callable[[bool], None]) -> None:
-        self._port = port
-        self._set_present = set_present
-
-    @property
-    def device(self) -> Device:
-        """The member's device."""
-        return self._port.device
-
-    @contextmanager
-    def exclusive(self) -> Iterator[None]:
-        """Nobody else changes the device; what was changed holds for all packets that come after."""
-        with self._port.lock:
-            yield
-            self._port.publish()
-
-    def appear(self) -> None:
-        """It is there, as after a reset."""
-        self._ask(lambda: self._set_present(True))
-
-    def vanish(self) -> None:
-        """It is gone and its keys are wiped. TransportError when it does not stop."""
-        self._ask(lambda: self._set_present(False))
-
-    def _ask(self, call: Callable[[], None]) -> None:
-        if not self._port.loop.ask(call, _PATIENCE):
-            raise TransportError(f"{self._port.name} does not answer its owner")
