@@ -31,6 +31,8 @@ ANSWERS = (
     "AlreadyExists",
     "Busy",
 )
+#: Functions that only tell what has been counted.
+ACCOUNTS = {"counters", "sa_counters", "counts"}
 #: A statement is shown whole up to this many characters, else what is around the change.
 SHOWN = 110
 AROUND = 40
@@ -200,6 +202,12 @@ def _walk(node: ast.AST, path: Path_) -> Iterator[tuple[Path_, ast.AST]]:
             continue
         if isinstance(node, ast.Call) and name == "args" and _is_message(node):
             continue
+        if (
+            isinstance(node, ast.If)
+            and name in {"test", "body"}
+            and "fast is not None" in ast.unparse(node.test)
+        ):
+            continue  # the path in C
         if isinstance(value, ast.AST):
             yield from _walk(value, (*path, (name, None)))
         elif isinstance(value, list):
@@ -218,8 +226,12 @@ def _is_message(call: ast.Call) -> bool:
 
 
 def _is_silent(node: ast.AST) -> bool:
-    """Docstrings, imports, and counting: nothing of it shows in what the device does."""
+    """Docstrings, imports, shapes for the type checker, and counting: nothing of it shows in what the device does."""
     if isinstance(node, ast.Import | ast.ImportFrom):
+        return True
+    if isinstance(node, ast.ClassDef) and any(ast.unparse(base) == "Protocol" for base in node.bases):
+        return True
+    if isinstance(node, ast.FunctionDef) and node.name in ACCOUNTS:
         return True
     if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
         return True

@@ -9,9 +9,11 @@ from virtio_ipsec.conformance.bench import Bench
 from virtio_ipsec.conformance.case import case
 from virtio_ipsec.conformance.control import command, demand, only_own_address, switch
 from virtio_ipsec.conformance.packets import PEER_MAC
+from virtio_ipsec.conformance.requirements import closure
+from virtio_ipsec.conformance.verdict import Unsupported
 from virtio_ipsec.wire.net_config import NET_CONFIG
 from virtio_ipsec.wire.net_control import MAC_TABLES, MacTables
-from virtio_ipsec.wire.numbers import CtrlClass, CtrlMac, CtrlRx, CtrlVlan, Feature
+from virtio_ipsec.wire.numbers import CtrlClass, CtrlGuestOffloads, CtrlMac, CtrlRx, CtrlVlan, Feature, has
 
 BROADCAST = b"\xff" * 6
 #: Neighbours in one octet each, so that a table that compares a part is noticed.
@@ -274,3 +276,56 @@ def rx_vlan_table(bench: Bench) -> None:
         demand(command(bench, CtrlClass.VLAN, order, number.to_bytes(2, "little")), f"VLAN {number}")
         table = table | {number} if add else table - {number}
         look(f"{number} {'added' if add else 'deleted'}")
+
+
+@case("rx-guest-offloads", "INF-58", needs=NEEDS)
+def rx_guest_offloads(bench: Bench) -> None:
+    """GUEST_OFFLOADS_SET switches each offload that was negotiated; those that are off leave no trace.
+
+    All off, each one alone with what it needs, all on again: each command is acknowledged. While they are off packets
+    come with no flags and no segmentation type, although their checksums are right.
+    """
+    offered = bench.target.device_features()
+    known = [feature for feature in OFFLOADS if has(offered, feature)]
+    control = Feature.NET_F_CTRL_GUEST_OFFLOADS
+    if Feature.NET_F_GUEST_CSUM not in known:
+        raise Unsupported("the device offers no VIRTIO_NET_F_GUEST_CSUM")
+    bench.start(want=(Feature.NET_F_CTRL_VQ, control, *known))
+    bench.packets.post()
+    word = sum(1 << OFFLOADS[feature] for feature in known)
+    masks = [0, *(closure_of(feature, known) for feature in known), word]
+    for mask in (*masks, 0, word):
+        data = mask.to_bytes(8, "little")
+        accepted = command(bench, CtrlClass.GUEST_OFFLOADS, CtrlGuestOffloads.SET, data)
+        bench.check("INF-58", accepted, f"offloads {mask:#x} are acknowledged", accepted)
+        bench.packets.top_up()
+        good = frames.ethernet(frames.packet(bench.octets(30)), bench.packets.mac, PEER_MAC)
+        came = [(rx.header.flags, rx.header.gso_type, rx.frame == good) for rx in bench.packets.receive(good)]
+        if not mask & 1 << OFFLOADS[Feature.NET_F_GUEST_CSUM]:
+            bench.check("INF-58", came == [(0, 0, True)], f"offloads {mask:#x}: no flags", came)
+    _start(bench, control, Feature.NET_F_GUEST_CSUM)
+    for bit in (0, 2, 63):
+        data = (1 << bit).to_bytes(8, "little")
+        command(bench, CtrlClass.GUEST_OFFLOADS, CtrlGuestOffloads.SET, data)
+        came_now = _come(bench, _own(bench))
+        bench.check("INF-58", all(came_now.values()), f"after bit {bit}, packets come", came_now)
+
+
+#: Bits of GUEST_OFFLOADS_SET: those of the features, but for two (virtio v1.4 5.1.6.5.8).
+OFFLOADS = {
+    Feature.NET_F_GUEST_CSUM: 1,
+    Feature.NET_F_GUEST_TSO4: 7,
+    Feature.NET_F_GUEST_TSO6: 8,
+    Feature.NET_F_GUEST_ECN: 9,
+    Feature.NET_F_GUEST_UFO: 10,
+    Feature.NET_F_GUEST_UDP_TUNNEL_GSO: 46,
+    Feature.NET_F_GUEST_UDP_TUNNEL_GSO_CSUM: 47,
+    Feature.NET_F_GUEST_USO4: 54,
+    Feature.NET_F_GUEST_USO6: 55,
+}
+
+
+def closure_of(feature: Feature, known: Iterable[Feature]) -> int:
+    """The bit of an offload, and those of what it requires."""
+    word = closure(feature, sum(1 << one for one in known))
+    return sum(1 << bit for one, bit in OFFLOADS.items() if has(word, one))

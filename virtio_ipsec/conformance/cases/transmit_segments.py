@@ -17,12 +17,8 @@ from virtio_ipsec.conformance.segments import (
     ECE,
     FIN,
     PSH,
-    Fragment,
     Large,
-    fragment,
     judge,
-    options,
-    with_length,
 )
 from virtio_ipsec.wire.net_header import NetHdr
 from virtio_ipsec.wire.numbers import Feature, GsoType, HdrFlag, has
@@ -40,7 +36,7 @@ TYPES = {
 # -- packets ----------------------------------------------------------------------------------------------
 
 
-def _large(
+def new_large(
     bench: Bench, version: int, protocol: int, payload: int, *, extra: bytes = b"", vlan: bool = False
 ) -> Large:
     """A packet between the documentation hosts; ``extra``: IPv4 options or whole IPv6 extension headers."""
@@ -66,7 +62,7 @@ def _last_of(chain: bytes) -> int:
     return at
 
 
-def _chain(*headers: tuple[int, bytes]) -> bytes:
+def new_chain(*headers: tuple[int, bytes]) -> bytes:
     """Extension headers (number, contents), and behind them the number of the first."""
     found = b""
     for place, (_, contents) in enumerate(headers):
@@ -76,7 +72,6 @@ def _chain(*headers: tuple[int, bytes]) -> bytes:
 
 
 PADDING = bytes((1, 4, 0, 0, 0, 0))
-ROUTE = bytes((2, 0)) + bytes(4)
 
 
 def _tcp(large: Large, *, flags: int = ACK, more: bytes = b"", sequence: int = 1000) -> Large:
@@ -119,14 +114,14 @@ def tx_checksum(bench: Bench) -> None:
     for version in (4, 6):
         for protocol in (TCP, UDP):
             for payload, vlan in ((40, False), (41, False), (64, True)):
-                large = _large(bench, version, protocol, payload, vlan=vlan)
+                large = new_large(bench, version, protocol, payload, vlan=vlan)
                 header = replace(large.header(0, 0), hdr_len=0)
                 left = bench.packets.transmit(large.frame(), header)
                 # One piece that holds everything; an Identification is not drawn anew.
                 found = judge(large, len(large.payload), left).wrong
                 what = f"IPv{version}, protocol {protocol}, {payload} octets{', tagged' if vlan else ''}"
                 bench.check("INF-53", not found, f"{what}: the checksum is completed", found)
-    rest = _large(bench, 4, UDP, 40)
+    rest = new_large(bench, 4, UDP, 40)
     body = bytearray(rest.payload)
     body[-2:] = bytes(2)
     total = checksum(_summed(replace(rest, payload=bytes(body))))
@@ -159,16 +154,26 @@ def _summed(large: Large) -> bytes:
 
 def _segments(bench: Bench, version: int, protocol: int) -> None:
     kind, feature = TYPES[protocol][version]
-    bench.start(want=(Feature.NET_F_CSUM, feature))
+    offset = Feature.NET_F_OUT_NET_HEADER
+    with_offset = has(bench.target.device_features(), offset)
+    bench.start(want=(Feature.NET_F_CSUM, feature, *((offset,) if with_offset else ())))
     for size, payload in CUTS:
-        _cut(bench, "plain", _large(bench, version, protocol, payload), kind, size)
-    _cut(bench, "with a VLAN tag", _large(bench, version, protocol, 1200, vlan=True), kind, 500)
+        _cut(bench, "plain", new_large(bench, version, protocol, payload), kind, size)
+    tagged = new_large(bench, version, protocol, 1200, vlan=True)
+    _cut(bench, "with a VLAN tag", tagged, kind, 500)
+    if with_offset:
+        _cut(bench, "with outer_nh_offset", tagged, kind, 500, outer_nh_offset=len(tagged.link))
+        plain = new_large(bench, version, protocol, 1200)
+        _cut(bench, "with outer_nh_offset", plain, kind, 500, outer_nh_offset=len(plain.link))
     if version == 4:
-        extra = _large(bench, 4, protocol, 1200, extra=b"\x94\x04\0\0\x01\x01\x01\0")
+        extra = new_large(bench, 4, protocol, 1200, extra=b"\x94\x04\0\0\x01\x01\x01\0")
         _cut(bench, "with IPv4 options", extra, kind, 500)
     else:
-        for chain in (_chain((60, PADDING)), _chain((0, PADDING), (60, PADDING + bytes((1, 6)) + bytes(6)))):
-            extra = _large(bench, 6, protocol, 1200, extra=chain)
+        for chain in (
+            new_chain((60, PADDING)),
+            new_chain((0, PADDING), (60, PADDING + bytes((1, 6)) + bytes(6))),
+        ):
+            extra = new_large(bench, 6, protocol, 1200, extra=chain)
             _cut(bench, "with extension headers", extra, kind, 500)
     if protocol == TCP:
         for large in _tcp_variants(bench, version):
@@ -177,7 +182,7 @@ def _segments(bench: Bench, version: int, protocol: int) -> None:
 
 def _tcp_variants(bench: Bench, version: int) -> Iterator[Large]:
     """Flags that belong to one segment, options, and a sequence number that wraps."""
-    plain = _large(bench, version, TCP, 1700)
+    plain = new_large(bench, version, TCP, 1700)
     yield _tcp(plain, flags=ACK | FIN | PSH)
     yield _tcp(plain, flags=ACK | PSH, more=b"\x01\x01\x08\x0a" + bench.octets(8))
     yield _tcp(plain, flags=ACK, more=b"\x01" * 40, sequence=0xFFFF_FF00)
@@ -222,14 +227,14 @@ def tx_segments_ecn(bench: Bench) -> None:
         want=(Feature.NET_F_CSUM, Feature.NET_F_HOST_TSO4, Feature.NET_F_HOST_TSO6, Feature.NET_F_HOST_ECN)
     )
     for version in (4, 6):
-        large = _tcp(_large(bench, version, TCP, 1500), flags=ACK | CWR | ECE)
+        large = _tcp(new_large(bench, version, TCP, 1500), flags=ACK | CWR | ECE)
         kind = TYPES[TCP][version][0] | GSO_ECN
         _cut(bench, f"IPv{version} with CWR", large, kind, 500)
 
 
 def _tunnelled(bench: Bench, version: int, protocol: int, outer_version: int, payload: int) -> Large:
     """A packet in VXLAN."""
-    inner = _large(bench, version, protocol, payload)
+    inner = new_large(bench, version, protocol, payload)
     packet = frames.packet(b"", Shape(outer_version, UDP, sport=5555, dport=4789, ident=0x0FFF))
     size = 20 if outer_version == 4 else 40
     link = PEER_MAC + bench.packets.mac + ETHERTYPES[outer_version].to_bytes(2)
@@ -265,99 +270,59 @@ def tx_segments_tunnel(bench: Bench) -> None:
                         _cut(bench, f"{what}, summed", large, kind, size, flags=flags)
 
 
-# -- fragments --------------------------------------------------------------------------------------------
+@case("tx-segments-contradictory", "INF-54", "INF-53", needs=("wire",))
+def tx_segments_contradictory(bench: Bench) -> None:
+    """A request that does not fit its packet harms nothing but that packet.
 
-
-def _fragments(bench: Bench, large: Large, size: int) -> tuple[list[Fragment], list[str], list[str]]:
-    """What leaves of a request to fragment, what is wrong with it, and what with its lengths."""
-    left = bench.packets.transmit(large.frame(), large.header(GsoType.UDP, size))
-    read = [fragment(frame, len(large.link), large.version) for frame in left]
-    wrong = [f"fragment {at}: {one}" for at, one in enumerate(read) if isinstance(one, str)]
-    found = [one for one in read if isinstance(one, Fragment)]
-    if any(frame[: len(large.link)] != large.link for frame in left):
-        wrong.append("link header")
-    lengths = [str(len(one.data)) for one in found if len(one.data) > size]
-    if wrong or not found:
-        return found, wrong or ["nothing leaves"], lengths
-    if len({one.ident for one in found}) > 1:
-        wrong.append("fragments of one packet differ in Identification")
-    place = 0
-    for at, one in enumerate(found):
-        last = at == len(found) - 1
-        if one.at != place or one.more is last:
-            wrong.append(f"fragment {at}: offset {one.at}, more {one.more}")
-        if len(one.data) % 8 and not last:
-            wrong.append(f"fragment {at}: {len(one.data)} octets")
-        place += len(one.data)
-    if len(found) > -(-place // (size & ~7)):
-        lengths.append(f"{len(found)} fragments, more than it takes")
-    return found, wrong, lengths
-
-
-def _reassembled(large: Large, found: list[Fragment]) -> list[str]:
-    """What is wrong with the datagram that the fragments make; nothing when it is the one that was sent."""
-    whole = found[0].headers + b"".join(one.data for one in found)
-    size = len(large.network)
-    network = whole[:size]
-    if large.version == 4:
-        network = network[:6] + large.network[6:8] + network[8:]
-    network = with_length(network, large.version, len(large.transport) + len(large.payload))
-    return judge(replace(large, link=b""), len(large.payload), [network + whole[size:]]).wrong
-
-
-@case("tx-fragments-ipv4", "INF-54", "INF-55", needs=("wire",))
-def tx_fragments_ipv4(bench: Bench) -> None:
-    """A large UDP packet over IPv4 with gso_type UDP leaves as IP fragments of one datagram.
-
-    Several sizes, one that is no multiple of eight; with IPv4 options, of which the later fragments carry those that
-    are to be copied (RFC 791 3.1). The fragments put together are the datagram sent, with its checksum.
+    What a driver must not send: types that there are not or that are for another packet, sizes of zero, checksums
+    elsewhere or beyond the end, headers that are cut short, frames that are not IP, buffers too short for a header.
+    Whatever becomes of them, the next large packet leaves in its segments, and a plain one as it is.
     """
-    bench.start(want=(Feature.NET_F_CSUM, Feature.NET_F_HOST_UFO))
-    alert, stamp = b"\x94\x04\0\0", b"\x44\x08\x05\0" + bytes(4)
-    for extra in (b"", alert, stamp, b"\x01" + stamp + alert + b"\x01\0\0", b"\x01\x01\x01" + alert + b"\0"):
-        for size, payload in ((800, 2000), (804, 2400), (8, 40), (1200, 1192), (1200, 1193), (1000, 500)):
-            large = _large(bench, 4, UDP, payload, extra=extra)
-            found, wrong, lengths = _fragments(bench, large, size)
-            wrong = wrong or _reassembled(large, found)
-            copied = [one for one in options(large.network) if one[0] & 0x80]
-            if any(options(one.headers) != copied for one in found[1:]):
-                wrong.append("options of later fragments")
-            text = f"{payload} octets in pieces of {size}, options {extra.hex() or 'none'}"
-            bench.check("INF-54", not wrong, f"{text}: leaves as fragments", wrong[:3])
-            bench.check("INF-55", not lengths, f"{text}: none is longer", lengths)
+    types = [feature for kinds in TYPES.values() for _, feature in kinds.values()]
+    bench.start(want=(Feature.NET_F_CSUM, *dict.fromkeys(types)))
+    tcp = new_large(bench, 4, TCP, 1200)
+    good = tcp.header(GsoType.TCPV4, 500)
+    whole = tcp.frame()
+    codec = bench.packets.codec
+    short_tcp = whole[:46] + b"\x40" + whole[47:]
+    long_tcp = whole[:46] + b"\xf0" + whole[47:]
+    attempts = [
+        *(
+            (f"gso_type {kind}", replace(good, gso_type=kind), whole)
+            for kind in (2, 6, 0x1F, GsoType.TCPV6, 5)
+        ),
+        ("gso_size 0", replace(good, gso_size=0), whole),
+        *(
+            (f"csum_start {at}", replace(good, csum_start=at), whole)
+            for at in (0, 33, 35, len(whole), 0xFFFF)
+        ),
+        *((f"csum_offset {at}", replace(good, csum_offset=at), whole) for at in (0, 6, 0xFFFF)),
+        ("without NEEDS_CSUM", replace(good, flags=0), whole),
+        ("ECN, not accepted", replace(good, gso_type=GsoType.TCPV4 | GSO_ECN), whole),
+        ("ECN on UDP", replace(good, gso_type=GsoType.UDP_L4 | GSO_ECN), whole),
+        *((f"{end} octets", good, whole[:end]) for end in range(0, 56, 3)),
+        ("a TCP header of 16 octets", good, short_tcp),
+        ("a TCP header beyond the packet", good, long_tcp[:70]),
+        ("not IP", good, whole[:12] + b"\x88\xb6" + whole[14:]),
+        ("an IPv6 EtherType", good, whole[:12] + b"\x86\xdd" + whole[14:]),
+        *((f"a checksum at {at}", NetHdr(1, csum_start=at, csum_offset=off), whole) for at, off in _OUTSIDE),
+    ]
+    for what, header, frame in attempts:
+        bench.packets.send(frame, header)
+        _still_alive(bench, what, tcp)
+    for octets in (b"\0", bytes(codec.size - 1), bytes(codec.size)):
+        bench.packets.send(b"", octets)
+        _still_alive(bench, f"a buffer of {len(octets)} octets", tcp)
 
 
-@case("tx-fragments-ipv6", "INF-54", "INF-55", needs=("wire",))
-def tx_fragments_ipv6(bench: Bench) -> None:
-    """A large UDP packet over IPv6 with gso_type UDP leaves as IP fragments of one datagram.
+_OUTSIDE = ((0xFFFF, 0), (0, 0xFFFF), (0xFFFF, 0xFFFF), (1253, 0), (1240, 13))
 
-    Several sizes; without extension headers and with some, those that every hop reads in front of the Fragment header
-    (RFC 8200 4.5). The fragments put together are the datagram sent; two datagrams differ in Identification.
-    """
-    bench.start(want=(Feature.NET_F_CSUM, Feature.NET_F_HOST_UFO))
-    # (extension headers, how many octets of them stand in front of the Fragment header)
-    chains = (
-        (b"", 0),
-        (_chain((0, PADDING)), 8),
-        (_chain((60, PADDING)), 0),
-        (_chain((0, PADDING), (60, PADDING)), 8),
-        (_chain((60, PADDING), (43, ROUTE)), 16),
-        (_chain((0, PADDING), (43, ROUTE), (60, PADDING)), 16),
-    )
-    idents = []
-    for extra, front in chains:
-        for size, payload in ((800, 2000), (804, 2400), (8, 40), (1200, 1192), (1200, 1193)):
-            large = _large(bench, 6, UDP, payload, extra=extra)
-            found, wrong, lengths = _fragments(bench, large, size)
-            wrong = wrong or _reassembled(large, found)
-            if any(len(one.headers) != 40 + front for one in found):
-                wrong.append("place of the Fragment header")
-            idents += [one.ident for one in found[:1]]
-            text = (
-                f"{payload} octets in pieces of {size}, {len(extra) and len(extra) - 1} octets of extensions"
-            )
-            bench.check("INF-54", not wrong, f"{text}: leaves as fragments", wrong[:3])
-            bench.check("INF-55", not lengths, f"{text}: none is longer", lengths)
-    bench.check(
-        "INF-54", len(set(idents)) == len(idents), "every datagram has its own Identification", idents
-    )
+
+def _still_alive(bench: Bench, what: str, large: Large) -> None:
+    """After this request good ones are carried out."""
+    bench.packets.emitted()  # what it made
+    found = judge(large, 500, bench.packets.transmit(large.frame(), large.header(GsoType.TCPV4, 500)))
+    bench.check("INF-54", not found.wrong, f"after {what}: a large packet leaves in segments", found.wrong)
+    small = new_large(bench, 4, UDP, 40)
+    found = judge(small, 40, bench.packets.transmit(small.frame(), replace(small.header(0, 0), hdr_len=0)))
+    bench.check("INF-53", not found.wrong, f"after {what}: a checksum is completed", found.wrong)
