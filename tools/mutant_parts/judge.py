@@ -41,7 +41,11 @@ ANEW = tuple(
     f"virtio_ipsec.{name}" for name in ("device", "ipsec", "transport.loopback", "transport.targets")
 )
 
-Reached = dict[tuple[str, str], dict[str, set[int]]]
+#: Devices by what the cases need: a plain function, and the owner of two virtual functions.
+PLAIN, OWNER = "python", "python,members=2"
+
+#: Seconds that a case takes, its dialect, its device and its id.
+Entry = tuple[float, str, str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +75,13 @@ class Judge:
         #: Cases that take samples when they have to be quick.
         self._sweeping: set[str] = set()
         #: (file, line) -> the cases that run it, the quickest first.
-        self._cases: dict[tuple[str, int], list[tuple[float, str, str]]] = defaultdict(list)
-        self._by_file: dict[str, set[tuple[float, str, str]]] = defaultdict(set)
+        self._cases: dict[tuple[str, int], list[Entry]] = defaultdict(list)
+        self._by_file: dict[str, set[Entry]] = defaultdict(set)
         for dialect in DIALECTS.values():
-            self._watch(dialect)
+            for device in (PLAIN, OWNER):
+                self._watch(dialect, device)
 
-    def _watch(self, dialect: Dialect) -> None:
+    def _watch(self, dialect: Dialect, device: str) -> None:
         rooms = tuple(str(PACKAGE / room) + os.sep for room in ROOMS)
         lines: set[tuple[str, int]] = set()
 
@@ -88,7 +93,7 @@ class Judge:
         def entering(frame: FrameType, event: str, argument: object) -> Any:
             return within if frame.f_code.co_filename.startswith(rooms) else None
 
-        target = new_target(dialect)
+        target = new_target(dialect, device)
         sweep = Bench.sweep
 
         def noted(bench: Bench, items: Iterable[Any]) -> list[Any]:
@@ -98,6 +103,8 @@ class Judge:
             return sweep(bench, every)
 
         for case in select(dialect.name):
+            if ("members" in case.needs) is not (device is OWNER):
+                continue
             lines.clear()
             Bench.sweep = noted  # type: ignore[method-assign]
             sys.settrace(entering)
@@ -110,14 +117,14 @@ class Judge:
                 raise RuntimeError(
                     f"the device itself fails {case.id}: {result.verdict.value} {result.reason}"
                 )
-            entry = (result.seconds, dialect.name, case.id)
+            entry = (result.seconds, dialect.name, device, case.id)
             for file, line in lines:
                 self._cases[file, line].append(entry)
                 self._by_file[file].add(entry)
 
-    def cases(self, fault: Fault) -> list[tuple[str, str]]:
-        """(dialect, case) of all that could notice, the quickest first."""
-        found: set[tuple[float, str, str]] = set()
+    def cases(self, fault: Fault) -> list[Entry]:
+        """All that could notice, the quickest first."""
+        found: set[Entry] = set()
         if fault.inside:
             file = str(path_of(fault.module))
             for line in fault.lines:
@@ -125,7 +132,7 @@ class Judge:
         else:  # a table: who runs anything of the module, or of those that import from it
             for module in users(fault.module):
                 found |= self._by_file[str(path_of(module))]
-        return [(dialect, case) for _, dialect, case in sorted(found)]
+        return sorted(found)
 
     def judge(self, faults: Sequence[Fault], jobs: int = 1) -> Iterator[Outcome]:
         """The outcome of every fault, as they come; ``jobs`` processes at a time."""
@@ -161,7 +168,7 @@ def _outcome(fault: Fault, said: bytes, status: int) -> Outcome:
     return Outcome(fault, *json.loads(said))
 
 
-def _child(fault: Fault, cases: list[tuple[str, str]], sweeping: set[str], write: int) -> None:
+def _child(fault: Fault, cases: list[Entry], sweeping: set[str], write: int) -> None:
     """The rest of this process's life."""
     try:
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
@@ -172,33 +179,40 @@ def _child(fault: Fault, cases: list[tuple[str, str]], sweeping: set[str], write
         try:
             signal.setitimer(signal.ITIMER_PROF, LIMIT)
             _import_anew(fault)
-            targets = {name: new_target(dialect) for name, dialect in DIALECTS.items()}
+            targets = {
+                (name, device): new_target(dialect, device)
+                for name, dialect in DIALECTS.items()
+                for device in (PLAIN, OWNER)
+            }
         except Exception:
             os._exit(1)
         found = _first_notice(targets, cases, thin=True)
         if not found[1]:  # once more, and every item of long sweeps
-            found = _first_notice(targets, [case for case in cases if case[1] in sweeping], thin=False)
+            found = _first_notice(targets, [case for case in cases if case[3] in sweeping], thin=False)
         os.write(write, json.dumps((*found, len(cases))).encode())
     finally:
         os._exit(0)
 
 
-def _first_notice(targets: dict[str, Target], cases: list[tuple[str, str]], *, thin: bool) -> tuple[str, str]:
+def _first_notice(
+    targets: dict[tuple[str, str], Target], cases: list[Entry], *, thin: bool
+) -> tuple[str, str]:
     by_id: dict[str, Case] = {case.id: case for case in load_cases()}
-    known: dict[str, dict[str, bool]] = {name: {} for name in targets}
-    for dialect, name in cases:
+    known: dict[tuple[str, str], dict[str, bool]] = {place: {} for place in targets}
+    for _, dialect, device, name in cases:
         signal.setitimer(signal.ITIMER_PROF, LIMIT)
-        result = run_case(by_id[name], targets[dialect], 1, known[dialect], thin=thin)
+        place = dialect, device
+        result = run_case(by_id[name], targets[place], 1, known[place], thin=thin)
         if result.verdict not in USUAL:
             return name, result.verdict.value
     return "", ""
 
 
-def new_target(dialect: Dialect) -> Target:
+def new_target(dialect: Dialect, device: str = PLAIN) -> Target:
     """The embedded device as it is imported now; two of them behave alike."""
     from virtio_ipsec.transport.targets import loopback
 
-    return loopback("python", dialect, rng=Random(1).randbytes)
+    return loopback(device, dialect, rng=Random(1).randbytes)
 
 
 def _import_anew(fault: Fault) -> None:
