@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import ClassVar
 
 from mutants_segments import OtherPieces
 from mutants_steering import OtherHash
 from registry import mutant
 
+from virtio_ipsec.device.admin import AdminCommands
 from virtio_ipsec.device.control import ControlQueue
 from virtio_ipsec.device.flow_objects import ClassifierKind, RuleKind
 from virtio_ipsec.device.frame import IPV4, IPV6, PROTO_TCP, PROTO_UDP
 from virtio_ipsec.device.receive import Packet, Receiver
 from virtio_ipsec.device.transmit import Transmitter
-from virtio_ipsec.errors import InvalidField, PacketError, Reason
+from virtio_ipsec.errors import AdminError, InvalidField, InvalidGroup, InvalidMember, PacketError, Reason
 from virtio_ipsec.ipsec.sa import InboundSa, OutboundSa
+from virtio_ipsec.wire.admin import AdminCommand
 from virtio_ipsec.wire.flow_filter import FfClassifier, FfRule, Selector
 from virtio_ipsec.wire.net_header import NetHdr
-from virtio_ipsec.wire.numbers import Feature, HashReport, HdrFlag, SelectorType
+from virtio_ipsec.wire.numbers import Feature, HashReport, HdrFlag, ResourceType, SelectorType
 
 # -- receive ----------------------------------------------------------------------------------------------
 
@@ -160,3 +163,37 @@ class ClearAtWrongOffsets(Transmitter):
     def security_association(self, hdr: NetHdr) -> OutboundSa | None:
         found = super().security_association(hdr)
         return None if found is not None and hdr.outer_nh_offset == 0xFFFF else found  # type: ignore[return-value]
+
+
+# -- refusals ---------------------------------------------------------------------------------------------
+
+
+class OthersBlamed(AdminCommands):
+    """A refusal of objects of some types blames something else."""
+
+    types: ClassVar[frozenset[int]]
+    instead: ClassVar[type[AdminError]]
+
+    def resource_obj_create(self, command: AdminCommand) -> bytes:
+        try:
+            return super().resource_obj_create(command)
+        except InvalidField as error:
+            if int.from_bytes(command.data[:2], "little") not in self.types:
+                raise
+            raise self.instead(str(error)) from error
+
+
+@mutant("INF-59")
+class GroupBlamedForSas(OthersBlamed):
+    """An SA that cannot be is answered with Q_INVALID_GROUP."""
+
+    types = frozenset({ResourceType.NET_IPSEC_OUTB_SA, ResourceType.NET_IPSEC_INB_SA})
+    instead = InvalidGroup
+
+
+@mutant("INF-59")
+class MemberBlamedForRules(OthersBlamed):
+    """A rule that cannot be is answered with Q_INVALID_MEMBER."""
+
+    types = frozenset({ResourceType.NET_FF_RULE})
+    instead = InvalidMember

@@ -156,7 +156,7 @@ def match_every_field(bench: Bench) -> None:
             tried += 1
             demand(flows.put_classifier(0, *matches))
             keys = b"".join(one.key for one in matches)
-            demand(flows.put_rule(0, FfRule(0, 0, 1, FfAction.DROP, 0, keys)))
+            demand(flows.put_rule(0, FfRule(0, 0, 0, FfAction.DROP, 0, keys)))
             bench.packets.top_up()
             sent = [whole] if number in FIXED[kind] else [whole, other]
             came = [rx.frame for rx in bench.packets.receive(*sent)]
@@ -177,6 +177,12 @@ def rule_at_once(bench: Bench) -> None:
     """
     flows = _begin(bench)
     flows.need_action(FfAction.DROP)
+    flows.need(*udp_port(4, 4001))
+    limits = flows.limits
+    if min(limits.classifiers_limit, limits.rules_limit, limits.rules_per_group_limit) < 2:
+        raise Unsupported("the device has no two rules")
+    if limits.last_rule_priority < 2:
+        raise Unsupported("the device has no two rule priorities")
     bench.packets.post()
     ports = (4001, 4002)
 
@@ -194,7 +200,7 @@ def rule_at_once(bench: Bench) -> None:
     look("without a rule")
     for id, port in enumerate(ports):
         keys = b"".join(one.key for one in udp_port(4, port))
-        demand(flows.put_rule(id, FfRule(0, id, 2 - id, FfAction.DROP, 0, keys)))
+        demand(flows.put_rule(id, FfRule(0, id, 1 - id, FfAction.DROP, 0, keys)))
         look(f"rule {id} made", *ports[: id + 1])
     demand(flows.destroy(RULE, 0))
     look("the first rule destroyed", ports[1])
@@ -219,9 +225,10 @@ def partial_mask(bench: Bench) -> None:
     target = frames.HOSTS[4][1]
     last = network(4, {16: target[:3]})
     matches = (ethernet(4), Match(last.type, last.mask, last.key, SelectorFlag.PARTIAL_MASK))
+    flows.need(*matches)
     demand(flows.put_group(0, 1))
     demand(flows.put_classifier(0, *matches))
-    demand(flows.put_rule(0, FfRule(0, 0, 1, FfAction.DROP, 0, b"".join(one.key for one in matches))))
+    demand(flows.put_rule(0, FfRule(0, 0, 0, FfAction.DROP, 0, b"".join(one.key for one in matches))))
     for name, host, delivered in (
         ("the address", target, False),
         ("an address that differs below the mask", target[:3] + b"\x77", False),
