@@ -17,7 +17,8 @@ from virtio_ipsec.driver.driver import Driver
 from virtio_ipsec.driver.features import SUPPORTED
 from virtio_ipsec.errors import TransportError
 from virtio_ipsec.transport.framing import PeerClosed
-from virtio_ipsec.transport.vhost_user.frontend import Options, VhostUserLink
+from virtio_ipsec.transport.vhost_user.frontend import VhostUserLink
+from virtio_ipsec.transport.vhost_user.options import Options
 from virtio_ipsec.wire.net_config import NetConfig
 from virtio_ipsec.wire.numbers import Feature, has, mask
 

@@ -12,7 +12,8 @@ from virtio_ipsec.driver.driver import Driver
 from virtio_ipsec.driver.features import SUPPORTED
 from virtio_ipsec.ring.queue import allocate_layout
 from virtio_ipsec.transport.vfio_user.client import VfioUserFunction
-from virtio_ipsec.transport.vhost_user.frontend import Options, VhostUserLink
+from virtio_ipsec.transport.vhost_user.frontend import VhostUserLink
+from virtio_ipsec.transport.vhost_user.options import Options
 from virtio_ipsec.transport.virtio_pci.link import Options as PciOptions
 from virtio_ipsec.transport.virtio_pci.link import PciLink
 from virtio_ipsec.wire.dialect import V14

@@ -24,7 +24,8 @@ from virtio_ipsec.driver.driver import Driver
 from virtio_ipsec.driver.errors import QueueFull
 from virtio_ipsec.errors import TransportError
 from virtio_ipsec.transport.vhost_user import binding
-from virtio_ipsec.transport.vhost_user.frontend import PROTOCOL, Options, VhostUserLink
+from virtio_ipsec.transport.vhost_user.frontend import VhostUserLink
+from virtio_ipsec.transport.vhost_user.options import PROTOCOL, Options
 from virtio_ipsec.wire.numbers import Feature, mask
 
 T = TypeVar("T")

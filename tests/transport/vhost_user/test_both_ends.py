@@ -26,7 +26,8 @@ from virtio_ipsec.transport.uplinks.crossed import End, crossed
 from virtio_ipsec.transport.vhost_user.backend import Backend
 from virtio_ipsec.transport.vhost_user.binding import PROTOCOL_FEATURE
 from virtio_ipsec.transport.vhost_user.channel import Refused
-from virtio_ipsec.transport.vhost_user.frontend import PROTOCOL, Options, VhostUserLink
+from virtio_ipsec.transport.vhost_user.frontend import VhostUserLink
+from virtio_ipsec.transport.vhost_user.options import PROTOCOL, Options
 from virtio_ipsec.wire.ipsec import IpsecSa
 from virtio_ipsec.wire.net_config import NetConfig
 from virtio_ipsec.wire.numbers import AeadAlgo, Feature, IpsecMode, has, mask

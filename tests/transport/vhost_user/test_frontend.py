@@ -21,7 +21,8 @@ from virtio_ipsec.transport.framing import PeerClosed, PeerStalled, dial
 from virtio_ipsec.transport.payload import MessageError
 from virtio_ipsec.transport.vhost_user.channel import Refused
 from virtio_ipsec.transport.vhost_user.connection import await_caller
-from virtio_ipsec.transport.vhost_user.frontend import PROTOCOL, Options, VhostUserLink
+from virtio_ipsec.transport.vhost_user.frontend import VhostUserLink
+from virtio_ipsec.transport.vhost_user.options import PROTOCOL, Options
 from virtio_ipsec.wire.net_config import NetConfig
 from virtio_ipsec.wire.numbers import Feature, has, mask
 

@@ -11,7 +11,6 @@ import select
 import socket
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Final, cast
 
 from virtio_ipsec.driver.link import TRANSPORT_BITS
@@ -30,60 +29,17 @@ from virtio_ipsec.transport.vhost_user.messages import (
     Config,
     ProtocolFeature,
     Request,
-    bits,
 )
+from virtio_ipsec.transport.vhost_user.options import CONFIGURED, CONTROL, Options
 from virtio_ipsec.transport.vhost_user.shared import SharedMemory
 from virtio_ipsec.transport.vhost_user.vrings import BEGIN, Vrings
-from virtio_ipsec.wire.net_config import NET_CONFIG, NetConfig
+from virtio_ipsec.wire.net_config import NET_CONFIG
 from virtio_ipsec.wire.numbers import Feature, Status, has, mask
 
 #: Not 0 and not the user address either, so that a mistaken address is an error.
 _BASE: Final = 0x1000_0000
 _F = ProtocolFeature
-#: What this front-end makes use of when a back-end has it.
-PROTOCOL: Final = bits(
-    _F.MQ,
-    _F.LOG_SHMFD,
-    _F.REPLY_ACK,
-    _F.BACKEND_REQ,
-    _F.CONFIG,
-    _F.INFLIGHT_SHMFD,
-    _F.RESET_DEVICE,
-    _F.CONFIGURE_MEM_SLOTS,
-    _F.STATUS,
-) | (1 << binding.PROTOCOL_FEATURE)
-#: Features that need a control virtqueue or, without a configuration space, a field of it.
-_CONTROL: Final = mask(
-    Feature.NET_F_CTRL_VQ,
-    Feature.NET_F_CTRL_RX,
-    Feature.NET_F_CTRL_VLAN,
-    Feature.NET_F_CTRL_RX_EXTRA,
-    Feature.NET_F_CTRL_MAC_ADDR,
-    Feature.NET_F_CTRL_GUEST_OFFLOADS,
-    Feature.NET_F_GUEST_ANNOUNCE,
-    Feature.NET_F_MQ,
-    Feature.NET_F_RSS,
-    Feature.NET_F_HASH_REPORT,
-    Feature.NET_F_NOTF_COAL,
-    Feature.NET_F_VQ_NOTF_COAL,
-)
 _LOW: Final = (1 << 64) - 1
-_CONFIGURED: Final = mask(
-    Feature.NET_F_MAC, Feature.NET_F_STATUS, Feature.NET_F_MTU, Feature.NET_F_SPEED_DUPLEX
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """How a link behaves. ``protocol``: the protocol features it may acknowledge. ``memory`` in bytes, ``patience`` in
-    seconds for each answer. ``config`` stands in for a configuration space that the back-end does not have; a MAC
-    of zeros is none. ``queue_size`` is the largest queue where the back-end does not say."""
-
-    protocol: int = PROTOCOL
-    memory: int = 64 << 20
-    patience: float = 5.0
-    config: NetConfig = field(default_factory=NetConfig)
-    queue_size: int = 256
 
 
 class VhostUserLink:
@@ -228,9 +184,9 @@ class VhostUserLink:
         """What the device offers through this link."""
         if self.has_binding:
             return self._device().device_features
-        offered = self._offered & ~(binding.TRANSPORT | binding.HIDDEN | _CONTROL)
+        offered = self._offered & ~(binding.TRANSPORT | binding.HIDDEN | CONTROL)
         if not self._channel.has(_F.CONFIG):
-            offered &= ~_CONFIGURED
+            offered &= ~CONFIGURED
             if any(self.options.config.mac):
                 offered |= mask(Feature.NET_F_MAC)
         return offered
@@ -241,7 +197,7 @@ class VhostUserLink:
         if self.has_binding:
             self._channel.tell(binding.SET_DRIVER_FEATURES, word)
         self._driver_features = word
-        beyond = 0 if self.has_binding else word & (~_LOW | binding.TRANSPORT | binding.HIDDEN | _CONTROL)
+        beyond = 0 if self.has_binding else word & (~_LOW | binding.TRANSPORT | binding.HIDDEN | CONTROL)
         self._withheld = int(Status.FEATURES_OK) if beyond else 0
         try:
             self._send_features()
@@ -251,7 +207,7 @@ class VhostUserLink:
     def _send_features(self) -> None:
         word = self._driver_features & _LOW & ~(binding.TRANSPORT | binding.HIDDEN)
         if not self._channel.has(_F.CONFIG):
-            word &= self._offered | ~_CONFIGURED  # those that we offered in the back-end's place
+            word &= self._offered | ~CONFIGURED  # those that we offered in the back-end's place
         word |= self._offered & 1 << F_PROTOCOL_FEATURES
         if self.vrings.log is not None:
             word |= 1 << F_LOG_ALL

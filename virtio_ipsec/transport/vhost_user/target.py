@@ -8,8 +8,9 @@ from virtio_ipsec.errors import ConfigError, TransportError
 from virtio_ipsec.transport.framing import dial
 from virtio_ipsec.transport.vhost_user import binding
 from virtio_ipsec.transport.vhost_user.connection import await_caller
-from virtio_ipsec.transport.vhost_user.frontend import PROTOCOL, Options, VhostUserLink
+from virtio_ipsec.transport.vhost_user.frontend import VhostUserLink
 from virtio_ipsec.transport.vhost_user.messages import ProtocolFeature
+from virtio_ipsec.transport.vhost_user.options import PROTOCOL, Options
 from virtio_ipsec.wire.dialect import Dialect
 
 #: Bytes of guest memory: room for all rings and for receive buffers of 64 KiB on every queue.
