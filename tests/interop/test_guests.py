@@ -19,6 +19,7 @@ from lab.cases import (
 )
 from lab.checker import check
 from lab.guest import Guest, plain_card, vhost_user_card
+from lab.processes import until
 from lab.station import sas_of
 from lab.wire import Wire
 
@@ -57,3 +58,36 @@ def test_two_queue_pairs_in_a_guest_with_two_processors(tmp_path: Path, ring: st
     report = check(tmp_path / "wire.pcapng", sas_of(tuple(cases)), PROTECTED)
     report.require_clean()
     assert len(report.sas) == 4
+
+
+@pytest.mark.parametrize("newer", [False, True], ids=["QEMU 7.2", "QEMU 11.1"])
+def test_a_guest_whose_back_end_comes_to_it(tmp_path: Path, newer: bool) -> None:
+    """``serve --client``: QEMU listens. A back-end that was killed comes again, and the guest goes on."""
+    cases = [case for case in CASES if case.name == "tunnel GCM-128"]
+    card = "" if newer else "vectors=0"
+    with (
+        Wire(tmp_path / "wire.pcapng", "device", "peer") as wire,
+        Backend(
+            tmp_path, configuration(cases), wire.ports["device"].uplink, state=tmp_path / "state",
+            options=("--client",),
+        ) as backend,
+        Guest(
+            "guest", tmp_path, vhost_user_card(backend.socket, GUEST_MAC, card, listens=True), newer=newer
+        ) as guest,
+        Guest("peer", tmp_path, plain_card(wire.ports["peer"].netdev, PEER_MAC)) as peer,
+    ):  # fmt: skip
+        guest.wait().run(guest_script(cases))
+        peer.wait().run(peer_script(cases))
+        (case,) = cases
+        assert not xfrm.ping(guest, case.addresses[1])
+        for life in (2, 3):
+            backend.kill()
+            backend.start()
+            until(
+                "it has come again",
+                lambda life=life: backend.log_tail(1 << 20).count("a front-end is connected") == life,  # type: ignore[misc]
+                30,
+            )
+            assert not xfrm.ping(guest, case.addresses[1])
+        assert xfrm.kernel_errors(peer) == ""
+    check(tmp_path / "wire.pcapng", sas_of(tuple(cases)), PROTECTED).require_clean()

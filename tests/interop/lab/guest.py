@@ -185,13 +185,13 @@ def plain_card(netdev: str, mac: str) -> list[str]:
 
 
 def vhost_user_card(
-    path: Path, mac: str, options: str = "vectors=0", *, reconnect: int = 0, queues: int = 1
+    path: Path, mac: str, options: str = "vectors=0", *, reconnect: int = 0, queues: int = 1, listens: bool = False
 ) -> list[str]:
-    """A network card served by a vhost-user back-end that listens on ``path``.
+    """A network card served by a vhost-user back-end that listens on ``path``, or connects to it if QEMU ``listens``.
 
     ``vectors=0``: QEMU 7.2 crashes when a vhost-user card has MSI-X and there is no hardware help.
     """
-    again = f",reconnect={reconnect}" if reconnect else ""
+    again = f",reconnect={reconnect}" if reconnect else ",server=on" if listens else ""
     words = f"{options},mq=on" if queues > 1 else options
     return [
         "-chardev", f"socket,id=c0,path={path}{again}", "-netdev", f"vhost-user,id=n0,chardev=c0,queues={queues}",
