@@ -46,6 +46,7 @@ NEEDS: dict[str, tuple[str, Callable[[], object]]] = {
 _not_run: Counter[str] = Counter()
 
 
+@pytest.hookimpl(trylast=True)  # of what was asked for with -m
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Take out what cannot run here."""
     left_out = []
