@@ -34,9 +34,10 @@ class Table:
         """``known``: None for a table in which any name may stand."""
         self.values = values
         self.place = place
-        for name in values if known is not None else ():
-            if known is not None and name not in known:
-                self.refuse(_shown(name), f"is not known here; known: {', '.join(sorted(known))}")
+        if known is not None:
+            for name in values:
+                if name not in known:
+                    self.refuse(_shown(name), f"is not known here; known: {', '.join(sorted(known))}")
 
     def refuse(self, name: str, message: str) -> NoReturn:
         """ConfigError about a field."""
