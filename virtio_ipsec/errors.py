@@ -134,6 +134,13 @@ class NoSpace(AdminError):
     qualifier = AdminQualifier.NORESOURCE
 
 
+class TryAgain(AdminError):
+    """What the command needs does not answer now."""
+
+    status = AdminStatus.EAGAIN
+    qualifier = AdminQualifier.TRYAGAIN
+
+
 class NoMemory(AdminError):
     """The answer has no room, or the device has none to make it."""
 

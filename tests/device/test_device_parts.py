@@ -11,6 +11,7 @@ import pytest
 
 from virtio_ipsec.device.config import DeviceConfig
 from virtio_ipsec.device.device import Device
+from virtio_ipsec.errors import TransportError
 from virtio_ipsec.transport.loopback_members import LoopbackMember, LoopbackOwner
 from virtio_ipsec.wire.device_parts import DevPartsCap, Part, parts_build, parts_parse
 from virtio_ipsec.wire.dialect import RFC_2025_01
@@ -20,6 +21,7 @@ LIST_QUERY, LIST_USE, CAP_GET, CAP_SET = 0, 1, 8, 9
 CREATE, QUERY, MODIFY, DESTROY = 0xA, 0xB, 0xC, 0xD
 METADATA, PARTS_GET, PARTS_SET, MODE_SET = 0xE, 0xF, 0x10, 0x11
 OK, BAD_OPCODE, BAD_FIELD, BAD_MEMBER = (0, 0), (22, 2), (22, 3), (22, 5)
+TRY_AGAIN = (11, 7)
 NO_OBJECT, EXISTS, BUSY, NO_SPACE, NO_MEMORY = (6, 3), (17, 3), (16, 3), (28, 6), (12, 6)
 DEV_FEATURES, DRV_FEATURES, COMMON, STATUS, VQ, VQ_NOTIFY, CVQ = (
     0x100,
@@ -312,6 +314,8 @@ def test_rss_goes_over_as_well(owner: Owner) -> None:
         ([Part(CVQ, b"", 0, bytes(8))], "a switch is a byte"),
         ([Part(CVQ, b"\x01\0\0\0\0\x01", 0, b"\x01\x01" + bytes(6))], "a group address"),
         ([Part(CVQ, b"\xff\xff", 0, b"\x02" + bytes(7))], "no such VLAN"),
+        ([Part(CVQ, b"\x09\x00" * 4097, 0, b"\x02" + bytes(7))], "more VLANs than there are"),
+        ([Part(CVQ, b"\x09", 0, b"\x02" + bytes(7))], "half a VLAN"),
         ([Part(CVQ, b"\x09\x00", 0, b"\x04" + bytes(7))], "too many pairs"),
         ([Part(CVQ, b"", 0, b"\x03" + bytes(7))], "ANNOUNCE_ACK has no part"),
         ([Part(0x106, b"")], "no such part"),
@@ -398,6 +402,20 @@ def test_objects_made_after_a_part_was_set_are_not_lost(owner: Owner, layouts: A
     assert owner.mode(0) == BUSY
     assert vf.stopped
     assert inside.query(0x203, 0).code == OK
+
+
+def test_a_member_that_does_not_answer_is_to_be_tried_again(
+    owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def silent(*_arguments: object) -> None:
+        raise TransportError("does not answer")
+
+    for name in ("stop", "state"):
+        monkeypatch.setattr(owner.member(1), name, silent)
+    assert owner.mode(1) == TRY_AGAIN
+    assert owner.raw_get().code == TRY_AGAIN
+    assert owner.mode(0) == OK
+    assert owner.mode(1, member=2) == OK
 
 
 def test_a_reset_of_the_owner_forgets_its_objects_and_leaves_members_stopped(owner: Owner) -> None:

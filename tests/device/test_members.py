@@ -12,7 +12,7 @@ import pytest
 from virtio_ipsec.device.config import DeviceConfig
 from virtio_ipsec.device.device import Device
 from virtio_ipsec.device.members import SriovGroup
-from virtio_ipsec.errors import ConfigError, InvalidGroup, InvalidMember, PacketError
+from virtio_ipsec.errors import ConfigError, InvalidGroup, InvalidMember, PacketError, TransportError
 
 OUTB, INB = 0x203, 0x204
 LIST_QUERY, LIST_USE = 0, 1
@@ -28,15 +28,22 @@ class Vf:
         self.device = device
         self.life: list[str] = []
         self.entered = 0
+        self.stuck = 0
+        self.is_shy = False
 
     def exclusive(self) -> AbstractContextManager[object]:
         self.entered += 1
         return nullcontext()
 
     def appear(self) -> None:
+        if self.is_shy:
+            raise TransportError("shy")
         self.life.append("appear")
 
     def vanish(self) -> None:
+        if self.stuck:
+            self.stuck -= 1
+            raise TransportError("stuck")
         self.device.reset()
         self.life.append("vanish")
 
@@ -205,3 +212,34 @@ def test_vf_enable_takes_no_more_members_than_there_are(owner: Any) -> None:
     assert it.group.total_vfs == 2
     with pytest.raises(ConfigError, match="at most 65535"):
         SriovGroup(it.vfs * 0x8000)
+
+
+def test_a_member_that_does_not_vanish_is_not_there_and_is_asked_again(owner: Any) -> None:
+    it = owner(3)
+    it.group.enable(3)
+    stuck = it.vfs[1]
+    stuck.stuck = 2
+    with pytest.raises(TransportError, match="stuck"):
+        it.group.disable()
+    assert it.send(LIST_QUERY).code == INVALID_GROUP
+    assert [vf.life for vf in it.vfs] == [["appear", "vanish"], ["appear"], ["appear", "vanish"]]
+    with pytest.raises(TransportError, match="stuck"):
+        it.group.enable(1)
+    assert it.group.num_vfs is None
+    it.group.enable(1)
+    assert [vf.life for vf in it.vfs] == [
+        ["appear", "vanish", "appear"],
+        ["appear", "vanish"],
+        ["appear", "vanish"],
+    ]
+
+
+def test_a_member_that_does_not_appear_takes_those_before_it_along(owner: Any) -> None:
+    it = owner(3)
+    it.vfs[1].is_shy = True
+    with pytest.raises(TransportError, match="shy"):
+        it.group.enable(3)
+    assert it.group.num_vfs is None
+    it.vfs[1].is_shy = False
+    it.group.enable(2)
+    assert [vf.life for vf in it.vfs] == [["appear", "vanish", "appear"], ["vanish", "appear"], []]

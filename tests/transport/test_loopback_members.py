@@ -19,6 +19,7 @@ from virtio_ipsec.transport.targets import loopback
 from virtio_ipsec.wire.device_parts import Part, parts_build, parts_parse
 from virtio_ipsec.wire.dialect import V14
 from virtio_ipsec.wire.ipsec import IpsecSa
+from virtio_ipsec.wire.net_header import NetHdr
 from virtio_ipsec.wire.numbers import Direction, Feature, IpsecMode, Status, mask
 from virtio_ipsec.wire.tunnel import TunnelIPv4
 
@@ -315,3 +316,35 @@ def test_the_target_is_found_by_name() -> None:
     for wrong in ("members=65", "members=x", "members=", "limbs=2"):
         with pytest.raises(ConfigError, match="members=N"), open_target(f"loopback:{wrong}", V14):
             pass
+
+
+@pytest.mark.parametrize("engine", ["python", "auto"])
+def test_an_sa_that_the_owner_makes_is_in_force_in_its_member_alone(engine: str) -> None:
+    target = owner(engine=engine, owner_managed=True)
+    target.device.negotiate(target.device.offered_features)
+    for group in (0, 1):
+        admin(target, 1, admin(target, 0, b"", group=group), group=group)
+    drivers = [working(target.member(number), bytes((number,)) * 16)[0] for number in (1, 2)]
+    body = V14.sa.build(sa(b"o" * 16, Direction.OUTBOUND, 0x4321))
+    admin(target, 0xA, struct.pack("<HxxIQ", 0x203, 7, 0) + body, 1)
+    listed = [number for number in range(10) if exists(target, number, 1)]
+    assert listed == [0, 7]  # the driver's own, and the owner's
+    assert admin(target, 0xB, struct.pack("<HxxIQ", 0x203, 7, 0), 1)[: len(body)] == body
+    sent = [through(target.member(number), drivers[number - 1], 7) for number in (1, 2)]
+    assert [frame[34:42] for frame in sent[0]] == [struct.pack(">II", 0x4321, 1)]
+    assert sent[1] == []
+    admin(target, 0xD, struct.pack("<HxxI", 0x203, 7), 1)
+    assert through(target.member(1), drivers[0], 7) == []
+    assert [number for number in range(10) if exists(target, number, 1)] == [0]
+
+
+def exists(target: LoopbackOwner, number: int, member: int) -> bool:
+    """Whether the owner finds an outbound SA of a member."""
+    command = struct.pack("<HH12xQHxxIQ", 0xB, 1, member, 0x203, number, 0)
+    return target.device.admin(command, 4096)[:4] == bytes(4)
+
+
+def through(link: LoopbackMember, driver: Driver, number: int) -> list[bytes]:
+    """What leaves when a frame is sent with the SA of this number."""
+    header = NetHdr(flags=V14.flag_security, resource_id=number, resource_type=0x203)
+    return link.device.transmit(V14.net_hdr(driver.features).build(header) + FRAME)

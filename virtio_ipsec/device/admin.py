@@ -21,6 +21,8 @@ from virtio_ipsec.errors import (
     InvalidGroup,
     InvalidMember,
     InvalidOpcode,
+    TransportError,
+    TryAgain,
     WireError,
 )
 from virtio_ipsec.wire.admin import (
@@ -117,7 +119,10 @@ class AdminCommands:
         """Carry out a command whose frame is valid."""
         if self.group is None or command.group_type == GroupType.SELF or command.opcode in LIST_COMMANDS:
             return self.handlers[command.opcode](command)
-        return self.group.handlers[command.opcode](command.group_member_id, command.data, self.room)
+        try:
+            return self.group.handlers[command.opcode](command.group_member_id, command.data, self.room)
+        except TransportError as error:
+            raise TryAgain(str(error)) from error
 
     def check_group(self, command: AdminCommand) -> None:
         """The group type exists (ADM-DEV-02); that of virtual functions while VF Enable is set (ADM-DEV-17)."""

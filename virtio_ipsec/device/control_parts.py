@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from virtio_ipsec.device.device import Device
 
 _VLAN = 2
+#: Every VLAN id once.
+_MOST_VLANS = 4096 * _VLAN
 
 
 def _whole(head: bytes, value: bytes) -> Iterable[bytes]:
@@ -37,7 +39,9 @@ def _whole(head: bytes, value: bytes) -> Iterable[bytes]:
 
 
 def _each_vlan(head: bytes, value: bytes) -> Iterable[bytes]:
-    """One VLAN_ADD for every id of the table."""
+    """One VLAN_ADD for every id of the table. InvalidField for more ids than there are."""
+    if len(value) > _MOST_VLANS:
+        raise InvalidField(f"a VLAN table of {len(value)} bytes")
     return (head + value[at : at + _VLAN] for at in range(0, len(value), _VLAN))
 
 

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from virtio_ipsec.errors import ConfigError, InvalidGroup, InvalidMember
+from virtio_ipsec.errors import ConfigError, InvalidGroup, InvalidMember, TransportError
 from virtio_ipsec.ring.faults import Fault, LayoutError
 from virtio_ipsec.ring.memory import GuestMemory
 from virtio_ipsec.wire.numbers import Feature, has
@@ -27,7 +27,7 @@ MAX_MEMBERS = 0xFFFF
 
 
 class Member(Protocol):
-    """One virtual function, whether it is live or not."""
+    """One virtual function, whether it is live or not. A TransportError of any call ends a command with EAGAIN."""
 
     @property
     def device(self) -> Device:
@@ -42,7 +42,8 @@ class Member(Protocol):
 
     def vanish(self) -> None:
         """The function is gone: as by a function level reset, with every key wiped when this returns; whoever is
-        connected is not served any more until :meth:`appear`."""
+        connected is not served any more until :meth:`appear`. TransportError when it cannot be; then it is asked
+        again before it may appear."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +139,8 @@ class SriovGroup:
             raise ConfigError(f"{len(members)} virtual functions: at most {MAX_MEMBERS}")
         self._members = tuple(members)
         self._num_vfs: int | None = None
+        #: Those that were there and have not been seen to vanish.
+        self._leaving: list[Member] = []
         self.stoppable = stoppable
         self.lives = 0
 
@@ -161,18 +164,36 @@ class SriovGroup:
 
     def enable(self, num_vfs: int) -> None:
         """``VF Enable`` is set with this NumVFs: VFs 1 to ``num_vfs`` appear. Nothing where it was set already, for
-        NumVFs cannot change then; ConfigError for more than there are."""
+        NumVFs cannot change then; ConfigError for more than there are, TransportError when one does not answer, and
+        then none is there."""
         if not 0 <= num_vfs <= len(self._members):
             raise ConfigError(f"NumVFs {num_vfs}: at most {len(self._members)}")
         if self._num_vfs is None:
-            for member in self._members[:num_vfs]:
+            self._purge()
+            for number, member in enumerate(self._members[:num_vfs]):
+                self._leaving = list(self._members[: number + 1])
                 member.appear()
+            self._leaving = []
             self._num_vfs = num_vfs
 
     def disable(self) -> None:
         """``VF Enable`` is clear: every member vanishes, and nothing is left of it when this returns. Whatever its
-        owner had made in it is gone before the same number answers again."""
+        owner had made in it is gone before the same number answers again. TransportError when one does not answer:
+        the group does not exist nevertheless."""
         gone, self._num_vfs = self._members[: self._num_vfs or 0], None
         self.lives += bool(gone)
-        for member in gone:
-            member.vanish()
+        self._leaving += gone
+        self._purge()
+
+    def _purge(self) -> None:
+        """Let those vanish that have to; all of them, before the first error is raised."""
+        waiting, self._leaving = self._leaving, []
+        errors: list[TransportError] = []
+        for member in waiting:
+            try:
+                member.vanish()
+            except TransportError as error:
+                errors.append(error)
+                self._leaving.append(member)
+        if errors:
+            raise errors[0]
