@@ -72,7 +72,7 @@ class Interrupts:
         return 1 + queue % others if others else 0
 
     def arm(self) -> None:
-        """Have the function ring, from its power-on state or from here."""
+        """Have the function ring; again after it was reset as a whole."""
         if not self._fds:
             return
         self._access.set_irqs(self._index, 0, self._fds)
