@@ -25,6 +25,7 @@ from harness import Target, fuzz
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "transport"))
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "transport", "virtio_pci"))
 
+import served
 import vfio_client as say
 from functions import BASE, PLAIN
 from served import Bench, Guest
@@ -33,6 +34,7 @@ from vfio_client import RemoteHost
 
 from virtio_ipsec.ring.chain import Segment
 from virtio_ipsec.ring.memory import Allocator
+from virtio_ipsec.transport.bounce import BouncePort
 from virtio_ipsec.transport.virtio_pci.tables import (
     MSIX_ENABLE,
     Command,
@@ -73,7 +75,9 @@ class Stage:
         self._log.propagate, self._before = False, self._log.propagate
         self.errors = Errors()
         self._log.addHandler(self.errors)
+        served.ServedPort, before = BouncePort, served.ServedPort  # type: ignore[misc]
         self.host = RemoteHost(connect=False)
+        served.ServedPort = before  # type: ignore[misc]
         self.bench = self.host.bench
         self.neighbour = Bench()
         self.runs = 0
@@ -176,13 +180,13 @@ def set_irqs(index: int, start: int, count: int, flags: int, fds: bytes = b"", d
     return record(say.SET_IRQS, struct.pack("<IIIII", 20, flags, index, start, count) + data, fds)
 
 
-def attach(features: int, queues: tuple[int, ...] = QUEUES) -> list[bytes]:
-    """What a client and its driver say that mean well."""
+def attach(features: int, *, shares: bool = True) -> list[bytes]:
+    """What a client and its driver say that mean well. Without ``shares`` the memory comes without a descriptor."""
     guest = Guest(features, MEMORY)
     layout_rings(guest)
     said = [
         record(say.VERSION, b"\0\0\1\0" + say.PROPOSAL),
-        dma_map(BASE, MEMORY),
+        dma_map(BASE, MEMORY, fds=b"\0" if shares else b""),
         record(say.GET_INFO, struct.pack("<IIII", 16, 0, 0, 0)),
         record(say.REGION_INFO, struct.pack("<IIIIQQ", 32, 0, 0, 0, 0, 0)),
         record(say.IO_FDS, struct.pack("<IIII", 4096, 0, 0, 0)),
@@ -197,7 +201,7 @@ def attach(features: int, queues: tuple[int, ...] = QUEUES) -> list[bytes]:
         said.append(common(CommonCfg.driver_feature_select, number))
         said.append(common(CommonCfg.driver_feature, features >> 32 * number & 0xFFFFFFFF))
     said.append(common(CommonCfg.device_status, 11))
-    for index in queues:
+    for index in QUEUES:
         layout = guest.layouts[index]
         said += [common(CommonCfg.queue_select, index), common(CommonCfg.queue_size, layout.size)]
         for name, address in (("desc", layout.desc), ("driver", layout.driver), ("device", layout.device)):
@@ -244,7 +248,8 @@ def stray(rng: random.Random) -> bytes:
 
 
 def conversation(rng: random.Random) -> bytes:
-    said = attach(LIFELIKE ^ rng.choice((0, mask(Feature.F_RING_PACKED), mask(Feature.F_NOTIFICATION_DATA))))
+    features = LIFELIKE ^ rng.choice((0, mask(Feature.F_RING_PACKED), mask(Feature.F_NOTIFICATION_DATA)))
+    said = attach(features, shares=rng.random() < 0.8)
     for _ in range(rng.randrange(12)):
         said.insert(rng.randrange(len(said) + 1), stray(rng))
     if rng.random() < 0.2:
@@ -261,6 +266,7 @@ class Voice:
         self.socket.connect(self.stage.host.path)
         self.socket.setblocking(False)
         self.number = 0
+        self.heard = b""
 
     def say(self, data: bytes) -> None:
         """Records, as far as the connection stands."""
@@ -281,9 +287,28 @@ class Voice:
                 self.turn()
 
     def turn(self) -> None:
+        """Answers are not looked at; what is asked of the guest's memory is answered, more or less."""
         self.stage.bench.port.loop.turn(0)
         with suppress(OSError):
-            self.socket.recv(1 << 16)
+            self.heard += self.socket.recv(1 << 16)
+        while len(self.heard) >= 16:
+            number, command, size, flags, _ = struct.unpack_from("<HHIII", self.heard)
+            if len(self.heard) < size:
+                break
+            payload, self.heard = self.heard[16:size], self.heard[size:]
+            if command == say.DMA_READ and not flags:
+                self.answer(number, *struct.unpack("<QQ", payload))
+
+    def answer(self, number: int, address: int, count: int) -> None:
+        """One that is right, short, none, or late."""
+        odd = number % 31
+        data = os.pread(self.stage.guest.fd, count, (address - BASE) % MEMORY).ljust(count, b"\0")
+        payload = struct.pack("<QQ", address, count) + (data if odd != 7 else data[1:])
+        if odd != 9:
+            flags = 0x21 if odd == 8 else 1
+            head = struct.pack("<HHIII", number, say.DMA_READ, 16 + len(payload), flags, 14)
+            with suppress(OSError):
+                self.socket.sendall(head + payload)
 
     def end(self) -> None:
         self.stage.bench.port.loop.turn(0)
@@ -317,7 +342,7 @@ def layout_rings(guest: Guest) -> None:
 
 def rings(rng: random.Random) -> bytes:
     """Features, moves, and memory in which a sound driver has set up a receive, a transmit and a control queue."""
-    choice = rng.randrange(8)
+    choice = rng.randrange(32)
     guest = Guest(ring_features(choice), MEMORY)
     layout_rings(guest)
     space = Allocator(BASE + 65536, 1 << 19)
@@ -347,7 +372,7 @@ def work(data: bytes) -> None:
     os.ftruncate(here.guest.fd, MEMORY)
     os.pwrite(here.guest.fd, image, 0)
     voice = Voice()
-    voice.say(b"".join(attach(ring_features(choice))))
+    voice.say(b"".join(attach(ring_features(choice), shares=bool(choice & 0x18))))
     for move in moves:
         voice.say(notify(move % 4, move.to_bytes(2 + (move & 2), "little")))
         if move & 0x10:
@@ -356,6 +381,7 @@ def work(data: bytes) -> None:
             os.pwrite(here.guest.fd, bytes((move, moves[move % 12])), 2 * move)
         if move & 0x40:
             time.sleep(0.0002)
+            voice.turn()
         if move & 0x88 == 0x80:
             voice.say(record(say.DMA_UNMAP, struct.pack("<IIQQ", 24, 0, BASE, MEMORY)))
             voice.say(dma_map(BASE, MEMORY, 0, 3 if move & 4 else 1))
