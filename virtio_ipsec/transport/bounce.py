@@ -230,7 +230,7 @@ class BouncePort(ServedPort):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._remote: RemoteMemory | None = None
-        self._direct: GuestMemory | None = None
+        self._direct = memory_of(())
         self._areas: dict[int, Region] = {}
         self._carrier = _Carrier(self._queue_broke)
         self._lane_of_bounced: Lane | None = None
@@ -305,7 +305,7 @@ class BouncePort(ServedPort):
 
     def disconnect(self) -> None:
         super().disconnect()
-        self._remote = self._direct = None
+        self._remote, self._direct = None, memory_of(())
 
     def close(self) -> None:
         super().close()
@@ -317,12 +317,9 @@ class BouncePort(ServedPort):
 
     def _with_areas(self) -> GuestMemory:
         """What is shared, and what is ours of queues that are carried."""
-        shared = self._direct
-        if shared is None:
-            shared = memory_of(())
         if not self._areas:
-            return shared
-        regions = [Region(address, len(view), view) for address, view in shared.views]
+            return self._direct
+        regions = [Region(address, len(view), view) for address, view in self._direct.views]
         return memory_of((*regions, *self._areas.values()))
 
     def _start_bounced(self, index: int, place: QueuePlace, remote: RemoteMemory) -> None:

@@ -37,7 +37,7 @@ Heard = tuple[int, int, int, int, bytes]
 
 class Ears(threading.Thread):
     """Reads a socket of the client's: answers for its memory, and keeps what else is said. ``mode``: what it does with
-    a command: answer, say that there is no such memory, or nothing."""
+    a command: answer, do so for words of rings alone, say that there is no such memory, or nothing."""
 
     def __init__(self, sock: socket.socket, memory: GuestMemory) -> None:
         super().__init__(daemon=True)
@@ -45,7 +45,7 @@ class Ears(threading.Thread):
         self.memory = memory
         self.heard: SimpleQueue[Heard] = SimpleQueue()
         self.mode = "answer"
-        self.commands = 0
+        self.commands = self.held = 0
         sock.setblocking(True)
 
     def run(self) -> None:
@@ -57,8 +57,10 @@ class Ears(threading.Thread):
                     self.heard.put((number, command, flags, error, payload))
                     continue
                 self.commands += 1
-                if self.mode != "silent":
+                if self.mode != "silent" and (self.mode != "rings" or len(payload) > 16 or payload[8] <= 8):
                     self.answer(number, command, flags, payload)
+                else:
+                    self.held += 1
 
     def take(self, size: int) -> bytes:
         data = b""
@@ -292,6 +294,90 @@ def test_many_large_buffers_wait_for_room() -> None:
             host.uplink.inject(frame(number))
             host.until(lambda: bool(used.extend(driver.poll()) or used))  # noqa: B023
             assert host.guest.memory.read(segment.addr, used[0].written).endswith(frame(number))
+
+
+def test_a_buffer_that_was_being_read_is_read_again(twin: bool) -> None:
+    with private(twin=twin) as host:
+        assert host.ears is not None
+        host.start()
+        both_ways(host)
+        host.ears.mode = "rings"
+        host.send(frame(7))
+        host.until(lambda: host.ears is not None and host.ears.held > 0)
+        host.client.unmap(BASE, host.guest.size)
+        host.ears.mode = "answer"
+        host.client.map(None, BASE, host.guest.size)
+        assert host.bench.captured(1) == [frame(7)]
+
+
+def test_buffers_wait_for_descriptors_too() -> None:
+    """An indirect one takes one of the driver's, and two of ours."""
+    features = PLAIN | mask(Feature.F_INDIRECT_DESC, Feature.F_ADMIN_VQ)
+    with private(features) as host:
+        host.negotiate(features)
+        index = host.get(CommonCfg.admin_queue_index)
+        host.enable(index, 2)
+        host.ready()
+        driver = host.guest.drivers[index]
+        driver._allocator = host.guest.allocator
+        for _ in range(2):
+            places = [Segment(host.guest.allocator.alloc(32), 32) for _ in range(2)]
+            host.guest.memory.write(places[0].addr, struct.pack("<HH12xQ", 0, 1, 0))
+            driver.add([places[0]], [places[1]], places[1], indirect=True)
+        driver.publish()
+        host.notify(index)
+        used: list[Used] = []
+        host.until(lambda: bool(used.extend(driver.poll()) or len(used) == 2))
+
+
+def test_descriptors_of_a_queue_that_is_carried_can_be_exchanged() -> None:
+    with private() as host:
+        host.start()
+        kick, call = os.eventfd(0), os.eventfd(0, os.EFD_NONBLOCK)
+        host.port.set_kick(1, os.dup(kick))
+        host.port.set_call(1, os.dup(call))
+        host.guest.kicks[1], mute = kick, host.guest.kicks[1]
+        host.guest.send(frame(1))
+        assert host.bench.captured(1) == [frame(1)]
+        host.until(lambda: bool(bench.select.select([call], [], [], 0)[0]))
+        host.port.set_kick(1, None)
+        host.notify(1)
+        os.close(mute)
+        os.close(call)
+
+
+def test_memory_in_the_place_of_ours_leaves_no_room_for_it() -> None:
+    with private() as host:
+        host.client.map(host.guest.fd, (1 << 64) - (3 << 22), 1 << 20)
+        host.negotiate(PLAIN)
+        host.enable(1)
+        assert host.port.device.status & Status.DEVICE_NEEDS_RESET
+        assert not host.port.started(1)
+
+
+def test_an_internal_error_ends_the_work_and_not_the_process(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(_: object) -> int:
+        raise ValueError("a defect")
+
+    with private() as host:
+        monkeypatch.setattr("virtio_ipsec.transport.bounce._Bounced.round", fail)
+        host.start()
+        host.told(Status.DEVICE_NEEDS_RESET)
+        assert "a defect" in caplog.text
+
+
+def test_whoever_blocks_the_thread_is_let_go() -> None:
+    with private() as host:
+        host.start()
+        assert host.private_port._remote is not None
+        channel = host.private_port._remote.channel
+        host.private_port._set_bounced_free()
+        with pytest.raises(Interrupted):
+            channel.read(BASE, 1)
+        channel.interrupt(False)
+        both_ways(host)
 
 
 def bad_buffer(host: Host, address: int, size: int, *, writable: bool = False) -> None:

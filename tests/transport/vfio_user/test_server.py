@@ -55,6 +55,9 @@ def test_the_version_is_the_lower_one_and_capabilities_those_that_were_proposed(
         assert host.dial().version(b"", minor=0) == b'\0\0\0\0{"capabilities":{}}\0'
         host.clients.pop().close()
         assert host.dial().version(b"{}\0", minor=7)[:4] == b"\0\0\1\0"
+        host.clients.pop().close()
+        more = b'{"capabilities": {"max_data_xfer_size": 1099511627776}}'
+        assert b'"max_data_xfer_size":1048576' in host.dial().version(more)
 
 
 @pytest.mark.parametrize(
@@ -232,8 +235,8 @@ def test_commands_that_want_no_reply_have_none(host: RemoteHost) -> None:
         (0, b"", errno.EOPNOTSUPP),
         (0xFFFF, b"", errno.EOPNOTSUPP),
         (say.RESET, b"x", errno.EINVAL),
-        (say.FEATURE, struct.pack("<II", 16, 0x10001), errno.ENOTTY),
-        (say.FEATURE, struct.pack("<II", 16, 0x50002), errno.ENOTTY),
+        (say.FEATURE, struct.pack("<II", 16, 0x10003), errno.ENOTTY),
+        (say.FEATURE, struct.pack("<II", 16, 0x50006), errno.ENOTTY),
         (say.MIG_READ, struct.pack("<II", 16, 8), errno.EINVAL),
         (say.MIG_WRITE, struct.pack("<II", 16, 0), errno.EINVAL),
         (say.DMA_MAP, struct.pack("<IIQQQ", 32, 3, 0, BASE, 0x1000), errno.EEXIST),
@@ -260,6 +263,16 @@ def test_descriptors_that_no_command_takes_are_closed(host: RemoteHost) -> None:
     assert host.client.is_closed()
     host.client.close()
     assert descriptors() < before  # the client's and the server's socket are gone
+
+
+def test_many_commands_at_once_are_obeyed_in_their_order(host: RemoteHost) -> None:
+    for number in range(40):
+        place = struct.pack("<QII", CommonCfg.device_feature_select.offset, 0, 4)
+        host.client.say(say.WRITE, place + struct.pack("<I", number))
+    assert [host.client.hear()[0] for _ in range(40)] == list(
+        range(host.client.number - 39, host.client.number + 1)
+    )
+    assert host.get(CommonCfg.device_feature_select) == 39
 
 
 def test_of_many_refusals_some_are_logged(host: RemoteHost, caplog: pytest.LogCaptureFixture) -> None:

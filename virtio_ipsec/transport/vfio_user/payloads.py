@@ -1,8 +1,8 @@
 """What vfio-user messages carry, as values; `layouts.py` has the bytes.
 
 Written after the protocol's text (QEMU, ``docs/interop/vfio-user.rst``); what it takes from VFIO is named as in
-``<linux/vfio.h>``. ``argsz`` of a command is the room for its answer's payload,
-of an answer the room that all of it takes.
+``<linux/vfio.h>``. ``argsz`` of a command is the room for its answer's payload, of an answer the room that all of it
+takes.
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ from virtio_ipsec.transport.vfio_user.connection import Connection, Message, err
 from virtio_ipsec.transport.vfio_user.dma import MAX_MAPS, DmaTable
 from virtio_ipsec.transport.vfio_user.irqs import Interrupts
 from virtio_ipsec.transport.vfio_user.messages import COMMANDS, MAX_FDS, Command, Kind, Refused, name_of
+from virtio_ipsec.transport.vfio_user.migration import Migration
 from virtio_ipsec.transport.vfio_user.payloads import (
     MAX_TRANSFER,
     NUM_IRQS,
@@ -78,6 +79,7 @@ class Session:
         self._fds: list[int] = []
         self._irqs = Interrupts(function, self._fds)
         self._dma = DmaTable()
+        self._migration = Migration(function)
         #: What the client can take; None before VERSION.
         self._client: Capabilities | None = None
         self._refusals = 0
@@ -132,6 +134,7 @@ class Session:
         try:
             self._irqs.close()
             self._function.disconnect()
+            self._migration.close()
         finally:
             self._dma = DmaTable()
             self._connection.close()
@@ -262,6 +265,7 @@ class Session:
     def _reset(self, _: None) -> None:
         self._irqs.close()
         self._function.reset()
+        self._migration.close()
 
     # Memory.
 
@@ -281,11 +285,14 @@ class Session:
 
     # Migration.
 
-    def _feature(self, asked: DeviceFeature) -> None:
-        raise Refused(errno.ENOTTY, f"there is no device feature {asked.flags & 0xFFFF}")
+    def _feature(self, asked: DeviceFeature) -> Answer:
+        return Answer(self._migration.feature(asked))
 
-    def _migration_data(self, _: MigrationData) -> None:
-        raise Refused(errno.EINVAL, "nothing is migrated")
+    def _migration_read(self, asked: MigrationData) -> Answer:
+        return Answer(self._migration.read(min(asked.size, MAX_TRANSFER)))
+
+    def _migration_write(self, asked: MigrationData) -> None:
+        self._migration.write(asked.data)
 
 
 def _region(index: int) -> int:
@@ -318,7 +325,7 @@ _HANDLERS: Final[Mapping[int, _Handler]] = MappingProxyType(
         Command.DEVICE_RESET: _S._reset,
         Command.REGION_WRITE_MULTI: _S._write_multi,
         Command.DEVICE_FEATURE: _S._feature,
-        Command.MIG_DATA_READ: _S._migration_data,
-        Command.MIG_DATA_WRITE: _S._migration_data,
+        Command.MIG_DATA_READ: _S._migration_read,
+        Command.MIG_DATA_WRITE: _S._migration_write,
     }
 )
