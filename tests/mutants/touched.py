@@ -23,6 +23,8 @@ from virtio_ipsec.device.device import Device
 
 #: Of the cases that should not notice a mutant, every such one is asked. `tools/mutants` asks them all.
 SAMPLED = 24
+#: Where the commands about members are carried out.
+MEMBERS = frozenset({"member_commands.py", "member_parts.py"})
 
 
 #: Code as another process knows it: file, line, name.
@@ -86,6 +88,9 @@ def affected(mutant: Mutant) -> tuple[Case, ...]:
     """The cases of its dialect whose course the mutant may change."""
     cases = cases_in(mutant.dialect)
     replaced = changes(mutant.device, Device)
+    files = {Path(code.co_filename).name for code in replaced or ()}
+    if replaced is not None and dict(mutant.config).keys() == {"members"} and files <= MEMBERS:
+        return tuple(case for case in cases if "members" in case.needs)  # nobody else has any
     if mutant.config or replaced is None:
         return cases
     places = frozenset(map(place, replaced))
