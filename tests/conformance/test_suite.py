@@ -32,6 +32,14 @@ COVERED = (
     "BAS-RESET",
     "INF",
     "PCI-CC-DEV",
+    "PCI-CFG-DEV",
+    "PCI-DISC-DEV",
+    "PCI-ISR-DEV",
+    "PCI-LAY-DEV",
+    "PCI-MSI-DEV",
+    "PCI-NTF-DEV",
+    "PCI-OWN-DEV",
+    "PCI-USED-DEV",
     "RFC",
 )
 #: Reviewed: cases that the embedded device gives no occasion for, and why that is right.

@@ -13,11 +13,13 @@ from virtio_ipsec.specification import clause
 from virtio_ipsec.transport.loopback_pci import EmbeddedFunction, PciLoopback
 from virtio_ipsec.transport.virtio_pci.common import CommonConfiguration
 from virtio_ipsec.transport.virtio_pci.function import PciFunction
+from virtio_ipsec.transport.virtio_pci.irqs import Interrupts
 from virtio_ipsec.transport.virtio_pci.tables import (
     NO_VECTOR,
     CapabilityId,
     CommonCfg,
     Header,
+    MsixCap,
     Region,
     Structure,
     VirtioCap,
@@ -30,11 +32,12 @@ Part = TypeVar("Part", bound=type)
 
 @dataclass(frozen=True)
 class PciMutant:
-    """A case that cites ``clause`` must have a failing check on it; no case on any other."""
+    """A case that cites ``clause`` must have a failing check on it; on other clauses only those of ``dependants``."""
 
     name: str
     clause: str
     function: type[PciFunction]
+    dependants: frozenset[str]
 
     def target(self) -> PciLoopback:
         """A fresh one."""
@@ -47,13 +50,15 @@ class PciMutant:
 def target(function: type[PciFunction] = PciFunction) -> PciLoopback:
     """A device of two pairs as this kind of function, packets in Python."""
     device = Device(DeviceConfig(dialect=V14, max_queue_pairs=2), Random(1).randbytes)
-    return PciLoopback(EmbeddedFunction(device, function))
+    made = PciLoopback(EmbeddedFunction(device, function))
+    made.patience = 0.3
+    return made
 
 
 MUTANTS: list[PciMutant] = []
 
 
-def pci_mutant(broken: str) -> Callable[[Part], Part]:
+def pci_mutant(broken: str, *dependants: str) -> Callable[[Part], Part]:
     """Register the decorated class as a mutant that breaks the clause ``broken``."""
     clause(broken)
 
@@ -61,25 +66,28 @@ def pci_mutant(broken: str) -> Callable[[Part], Part]:
         function: Any = part
         if issubclass(part, CommonConfiguration):
             function = type(part.__name__, (PciFunction,), {"common_class": part})
+        elif issubclass(part, Interrupts):
+            function = type(part.__name__, (PciFunction,), {"interrupts_class": part})
         assert part.__doc__
-        MUTANTS.append(PciMutant(part.__name__, broken, function))
+        MUTANTS.append(PciMutant(part.__name__, broken, function, frozenset(dependants)))
         return part
 
     return register
 
 
 class Listed(PciFunction):
-    """Shows another list of capabilities than it has, once a driver has found its way."""
+    """Shows another configuration space than it has, once a driver has found its way."""
 
-    _asked = 0
+    _found = False
 
     def read(self, region: int, offset: int, length: int) -> bytes:
         data = super().read(region, offset, length)
-        if region == Region.CONFIG and (offset, length) == (0, 256):
-            self._asked += 1
-            if self._asked > 1:
-                return self.listed(bytearray(data))
-        return data
+        if region != Region.CONFIG:
+            return data
+        if not self._found or offset + length > 256:
+            self._found |= (offset, length) == (0, 256)
+            return data
+        return self.listed(bytearray(super().read(region, 0, 256)))[offset : offset + length]
 
     def listed(self, config: bytearray) -> bytes:
         raise NotImplementedError
@@ -92,9 +100,9 @@ class Listed(PciFunction):
         return at
 
 
-@pci_mutant("PCI-CC-DEV-01")
+@pci_mutant("PCI-CC-DEV-01", "PCI-CFG-DEV-01")
 class SecondStructureIsMisaligned(Listed):
-    """Another common configuration structure lies at offset 2."""
+    """In place of the window another common configuration structure is listed, at offset 2."""
 
     def listed(self, config: bytearray) -> bytes:
         at = self.find(config, Structure.PCI_CFG)
@@ -356,3 +364,207 @@ class VirtualFunctionsWithoutTheCapability(CommonConfiguration):
     @property
     def features(self) -> int:
         return super().features | mask(Feature.F_SR_IOV)
+
+
+def shown(broken: str, where: Structure | CapabilityId | None, place: int, value: int, name: str) -> None:
+    """A mutant whose configuration space shows ``value`` in the byte ``place`` of a structure's capability, or of the
+    header."""
+
+    def listed(self: Listed, config: bytearray) -> bytes:
+        base = self.find(config, where) if isinstance(where, Structure) else 0
+        config[base + place] = value
+        return bytes(config)
+
+    text = f"{broken}: byte {place} is {value}."
+    pci_mutant(broken)(type(name, (Listed,), {"listed": listed, "__doc__": text}))
+
+
+_TYPE, _OFFSET, _LENGTH = (one.offset for one in (VirtioCap.cfg_type, VirtioCap.offset_, VirtioCap.length))
+shown("PCI-DISC-DEV-01", None, Header.VENDOR_ID.offset, 0xF5, "AnotherVendor")
+shown("PCI-DISC-DEV-02", None, Header.DEVICE_ID.offset, 0x42, "ABlockDevice")
+shown("PCI-DISC-DEV-04", None, Header.REVISION_ID.offset, 0, "RevisionZero")
+shown("PCI-DISC-DEV-05", None, Header.SUBSYSTEM_ID.offset + 1, 0, "SubsystemZero")
+shown("PCI-NTF-DEV-01", Structure.NOTIFY_CFG, _TYPE, 6, "NoNotifications")
+shown("PCI-NTF-DEV-02", Structure.NOTIFY_CFG, _OFFSET, 2, "NotificationsMisaligned")
+shown("PCI-NTF-DEV-03", Structure.NOTIFY_CFG, 16, 2, "NotificationsTooClose")
+shown("PCI-NTF-DEV-04", Structure.NOTIFY_CFG, _LENGTH, 23, "NoRoomForTheLastQueue")
+shown("PCI-ISR-DEV-01", Structure.ISR_CFG, _TYPE, 6, "NoIsrStatus")
+shown("PCI-OWN-DEV-01", Structure.DEVICE_CFG, _OFFSET, 2, "ConfigurationMisaligned")
+shown("PCI-CFG-DEV-01", Structure.PCI_CFG, _TYPE, 6, "NoWindow")
+
+
+@pci_mutant("PCI-LAY-DEV-01")
+class LowHalfClearsTheHigh(CommonConfiguration):
+    """Writing the low half of an address clears the high one."""
+
+    def put(self, register: CommonCfg, value: int) -> None:
+        super().put(register, value)
+        if register.name.endswith("_lo"):
+            super().put(CommonCfg[register.name[:-2] + "hi"], 0)
+
+
+@pci_mutant("PCI-LAY-DEV-01")
+class HighHalfNeedsTheLow(CommonConfiguration):
+    """The high half of an address is taken when the low one was written just before."""
+
+    _before: CommonCfg | None = None
+
+    def put(self, register: CommonCfg, value: int) -> None:
+        before, self._before = self._before, register
+        if not register.name.endswith("_hi") or (before and before.name == register.name[:-2] + "lo"):
+            super().put(register, value)
+
+
+@pci_mutant("PCI-CFG-DEV-02")
+class WindowCannotWrite(PciFunction):
+    """Nothing happens when pci_cfg_data is written."""
+
+    def _write_window(self) -> None:
+        pass
+
+
+@pci_mutant("PCI-CFG-DEV-03")
+class WindowCannotRead(PciFunction):
+    """pci_cfg_data reads as it was written."""
+
+    def _read_window(self) -> None:
+        pass
+
+
+@pci_mutant("PCI-ISR-DEV-03")
+class QueuesSayConfiguration(Interrupts):
+    """A used buffer sets the configuration bit."""
+
+    def take_isr(self) -> int:
+        return super().take_isr() << 1
+
+
+@pci_mutant("PCI-ISR-DEV-04")
+class NoInterruptStatus(PciFunction):
+    """The Interrupt Status bit of PCI is never set."""
+
+    def _show_intx(self, asserted: bool) -> None:
+        super()._show_intx(False)
+
+
+@pci_mutant("PCI-ISR-DEV-04")
+class InterruptStatusSticks(PciFunction):
+    """The Interrupt Status bit of PCI is never cleared."""
+
+    def _show_intx(self, asserted: bool) -> None:
+        if asserted:
+            super()._show_intx(True)
+
+
+@pci_mutant("PCI-ISR-DEV-05")
+class IsrStays(Interrupts):
+    """The ISR status keeps what it has shown."""
+
+    _kept = 0
+
+    def take_isr(self) -> int:
+        self._kept |= super().take_isr()
+        return self._kept
+
+    def unmap(self) -> None:
+        super().unmap()
+        self._kept = 0
+
+
+@pci_mutant("PCI-MSI-DEV-01", "PCI-MSI-DEV-02")
+class OneVector(Listed):
+    """The table has one vector, it says."""
+
+    def listed(self, config: bytearray) -> bytes:
+        config[self._caps.msix + MsixCap.CONTROL.offset] = 0
+        return bytes(config)
+
+
+@pci_mutant("PCI-MSI-DEV-02")
+class OneVectorMoreThanItSays(Listed):
+    """The table is larger than the capability says."""
+
+    def listed(self, config: bytearray) -> bytes:
+        config[self._caps.msix + MsixCap.CONTROL.offset] -= 1
+        return bytes(config)
+
+
+class ConfigVector(Interrupts):
+    """Does something else with the vector of configuration changes."""
+
+    @property
+    def config_vector(self) -> int:
+        return self._config_vector
+
+    @config_vector.setter
+    def config_vector(self, vector: int) -> None:
+        self._config_vector = self.taken(vector)
+
+    def taken(self, vector: int) -> int:
+        raise NotImplementedError
+
+
+@pci_mutant("PCI-MSI-DEV-04", "PCI-MSI-DEV-08")
+class ThirdVectorIsForQueues(ConfigVector):
+    """Changes of the configuration cannot be mapped to vector 3."""
+
+    def taken(self, vector: int) -> int:
+        return NO_VECTOR if vector == 3 else self._valid(vector)
+
+
+@pci_mutant("PCI-MSI-DEV-08", "PCI-MSI-DEV-04")
+class FirstVectorOnly(ConfigVector):
+    """Changes of the configuration can be mapped to vector 0 alone."""
+
+    def taken(self, vector: int) -> int:
+        return NO_VECTOR if vector else 0
+
+
+@pci_mutant("PCI-MSI-DEV-05")
+class CannotBeUnmapped(ConfigVector):
+    """NO_VECTOR is ignored once there is a vector."""
+
+    def taken(self, vector: int) -> int:
+        return self._config_vector if vector == NO_VECTOR else self._valid(vector)
+
+
+@pci_mutant("PCI-MSI-DEV-06")
+class ShowsAnother(ConfigVector):
+    """Vector 3 shows as 2."""
+
+    def taken(self, vector: int) -> int:
+        return 2 if vector == 3 else self._valid(vector)
+
+
+@pci_mutant("PCI-MSI-DEV-07")
+class ResetKeepsTheVector(Interrupts):
+    """The vector of configuration changes survives a reset."""
+
+    def unmap(self) -> None:
+        kept = getattr(self, "_config_vector", NO_VECTOR)
+        super().unmap()
+        self._config_vector = kept
+
+
+@pci_mutant("PCI-MSI-DEV-09")
+class UnknownVectorIsTheFirst(Interrupts):
+    """What the table does not have becomes vector 0."""
+
+    def _valid(self, vector: int) -> int:
+        return vector if vector == NO_VECTOR or vector < len(self._vectors) else 0
+
+
+@pci_mutant("PCI-USED-DEV-01")
+class RingsTheVectorItHad(Interrupts):
+    """A queue that was unmapped goes on with its last vector, and shows NO_VECTOR."""
+
+    def _route(self, index: int) -> None:
+        last = self.__dict__.setdefault("last", {})
+        number = self._queue_vectors[index]
+        if number == NO_VECTOR and self._msix and index in last:
+            self._queue_vectors[index] = last[index]
+            super()._route(index)
+            self._queue_vectors[index] = number
+            return
+        last[index] = number
+        super()._route(index)

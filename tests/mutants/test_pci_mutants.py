@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from zlib import crc32
+
 import pytest
 from pci_mutants import MUTANTS, PciMutant, target
 
@@ -9,14 +11,25 @@ from virtio_ipsec.conformance.case import Case, load_cases
 from virtio_ipsec.conformance.result import CaseResult
 from virtio_ipsec.conformance.runner import run_case
 from virtio_ipsec.conformance.verdict import Verdict
+from virtio_ipsec.specification import load_clauses
 from virtio_ipsec.transport.loopback_pci import PciLoopback
 
 CASES = tuple(case for case in load_cases() if "pci" in case.needs)
 
 
-def results(function: PciLoopback) -> list[CaseResult]:
+def chosen(mutant: PciMutant) -> tuple[Case, ...]:
+    """The cases that cite what it breaks, and of the others a fifth, always the same."""
+    named = {mutant.clause, *mutant.dependants}
+    return tuple(
+        case
+        for case in CASES
+        if named & set(case.clauses) or crc32(f"{mutant.name}/{case.id}".encode()) % 5 == 0
+    )
+
+
+def results(function: PciLoopback, cases: tuple[Case, ...] = CASES) -> list[CaseResult]:
     try:
-        found = [run_case(case, function, seed=1, thin=True) for case in CASES]
+        found = [run_case(case, function, seed=1, thin=True) for case in cases]
     finally:
         function.close()
     assert [(r.id, r.reason) for r in found if r.reason.startswith("unexpected")] == []
@@ -30,21 +43,22 @@ def blamed(found: list[CaseResult]) -> set[tuple[str, str]]:
 @pytest.fixture(scope="module")
 def noticed() -> dict[str, set[tuple[str, str]]]:
     """Mutant -> (case, clause) of checks that did not hold."""
-    return {mutant.name: blamed(results(mutant.target())) for mutant in MUTANTS}
+    return {mutant.name: blamed(results(mutant.target(), chosen(mutant))) for mutant in MUTANTS}
 
 
 def test_our_function_passes() -> None:
     found = results(target())
     assert [(r.id, r.verdict, r.reason) for r in found if r.verdict is not Verdict.PASS] == []
     judged = {check.clause for result in found for check in result.checks}
-    assert judged == {f"PCI-CC-DEV-{number:02}" for number in range(1, 15)} | {"BAS-RSVD-12"}
+    wanted = {c.id for c in load_clauses() if c.id.startswith("PCI-") and c.observed == "device"}
+    assert judged == wanted | {"BAS-RSVD-12"}
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=str)
 def test_a_mutant_is_noticed_on_its_clause_and_nowhere_else(
     mutant: PciMutant, noticed: dict[str, set[tuple[str, str]]]
 ) -> None:
-    assert {cited for _, cited in noticed[mutant.name]} == {mutant.clause}
+    assert {cited for _, cited in noticed[mutant.name]} == {mutant.clause, *mutant.dependants}
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)

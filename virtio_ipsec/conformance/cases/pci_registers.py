@@ -7,7 +7,7 @@ from virtio_ipsec.conformance.case import case
 from virtio_ipsec.conformance.control import command
 from virtio_ipsec.conformance.pci import Registers
 from virtio_ipsec.conformance.verdict import Unsupported
-from virtio_ipsec.transport.virtio_pci.tables import FEATURE_WORDS, CommonCfg
+from virtio_ipsec.transport.virtio_pci.tables import FEATURE_WORDS, CommonCfg, Structure
 from virtio_ipsec.wire.numbers import CtrlClass, CtrlMac, Feature, Status, has
 
 _WORD = 0xFFFFFFFF
@@ -44,7 +44,7 @@ def common_capability(bench: Bench) -> None:
 
     The list of capabilities in the first 256 bytes of the configuration space is followed.
     """
-    found = bench.pci.common_capabilities()
+    found = bench.pci.structures(Structure.COMMON_CFG)
     bench.require("PCI-CC-DEV-02", bool(found), "a capability of type COMMON_CFG is listed", "none")
     for cap in found:
         where = f"{cap.offset:#x} of BAR {cap.bar}"

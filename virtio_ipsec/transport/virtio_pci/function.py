@@ -92,8 +92,9 @@ class PciFunction:
     from the owner, BARs, no INTx). ``notifications``: offer F_NOTIFICATION_DATA and F_NOTIF_CONFIG_DATA.
     """
 
-    #: The part that a variant of the function replaces by a subclass.
+    #: The parts; a variant of the function replaces some by subclasses.
     common_class: ClassVar[type[CommonConfiguration]] = CommonConfiguration
+    interrupts_class: ClassVar[type[Interrupts]] = Interrupts
 
     def __init__(
         self,
@@ -124,7 +125,7 @@ class PciFunction:
             MSIX_BAR: self._layout.msix_size,
             Region.CONFIG: CONFIG_SIZE,
         }
-        self._interrupts = Interrupts(port, vectors, self._show_intx)
+        self._interrupts = self.interrupts_class(port, vectors, self._show_intx)
         # What the client maps is all that is reached, at the addresses that it says (virtio v1.4 6.2).
         offers = mask(Feature.F_ACCESS_PLATFORM, *([Feature.F_SR_IOV] if members else []))
         offers |= NOTIFICATIONS if notifications else 0
