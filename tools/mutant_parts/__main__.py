@@ -1,9 +1,10 @@
 """How much does the conformance suite notice?
 
 First every mutant device, which breaks one clause each, under every case that it could change: the matrix of clauses,
-mutants and cases, and which cases nothing kills. Then small faults at random places of the device model, which nobody
-chose: the share that the suite notices, and those that it does not. Some cannot show, or the text leaves open which of
-both is right: they stand with their reason in tools/mutant_parts/reviewed.toml, are printed, and count apart.
+mutants and cases, and which cases nothing kills; and mutant drivers under the judges of drivers. Then small faults at
+random places of the device model, which nobody chose: the share that the suite notices, and those that it does not.
+Some cannot show, or the text leaves open which of both is right: they stand with their reason in
+tools/mutant_parts/reviewed.toml, are printed, and count apart.
 
 examples:
   tools/mutants                       the matrix, then 100 faults
@@ -23,7 +24,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tools.mutant_parts import judge, matrix, reviewed
+from tools.mutant_parts import drivers, judge, matrix, reviewed
 from tools.mutant_parts.faults import Fault, every, sample
 from tools.mutant_parts.judge import Outcome
 
@@ -49,6 +50,7 @@ def main() -> int:
     good = True
     if not arguments.no_matrix:
         good = _matrix(arguments.jobs, document)
+        good = _drivers(document) and good
     if arguments.faults:
         _faults(arguments, document)
     if arguments.json:
@@ -66,6 +68,23 @@ def _progress(what: str, done: int, total: int) -> None:
         )
     elif done == total or done % 50 == 0:
         print(f"{what} {done}/{total}", file=sys.stderr, flush=True)
+
+
+def _drivers(document: dict[str, Any]) -> bool:
+    found = drivers.rows()
+    without = drivers.unkilled(found)
+    wrong = [row for row in found if not row.right]
+    for row in sorted(found, key=lambda row: (row.clause, row.mutant)):
+        others = ", ".join(name for name in row.blamed if name != row.clause)
+        seen = "blamed" if row.right else "WRONG"
+        print(f"{row.clause:<18} {row.mutant:<34} {seen}{f'; also on {others}' if others else ''}")
+    for name in without:
+        print(f"no mutant fails judge {name}")
+    print(
+        f"{len(found)} mutant drivers: {len(found) - len(wrong)} noticed rightly; {len(without)} judges without one"
+    )
+    document["mutant drivers"] = [asdict(row) for row in found]
+    return not wrong and not without
 
 
 def _matrix(jobs: int, document: dict[str, Any]) -> bool:

@@ -11,7 +11,7 @@ from time import perf_counter
 
 from virtio_ipsec.conformance.monitor.judge import Judge
 from virtio_ipsec.conformance.monitor.report import judge_trace
-from virtio_ipsec.conformance.monitor.script import perform
+from virtio_ipsec.conformance.monitor.script import PCI_FACES, perform, perform_over_pci
 from virtio_ipsec.conformance.result import Report
 from virtio_ipsec.errors import ConfigError
 from virtio_ipsec.transport.monitor.events import Recorder
@@ -92,6 +92,7 @@ def judged(arguments: argparse.Namespace, judges: Iterable[Judge]) -> Report:
     if arguments.listen is None:
         faces = arguments.face or list(FACES)
         perform(recorder, os.urandom, [FACES[name] for name in faces])
+        perform_over_pci(recorder, os.urandom, [FACES[name] for name in faces if name in PCI_FACES])
         name = "virtio_ipsec.driver"
     else:
         name = arguments.listen

@@ -24,6 +24,7 @@ from virtio_ipsec.errors import VirtioIpsecError
 from virtio_ipsec.ring.queue import allocate_layout, driver_queue
 from virtio_ipsec.transport.monitor.events import Recorder
 from virtio_ipsec.transport.monitor.faces import FACES, Face
+from virtio_ipsec.transport.monitor.listen import watched_pci
 from virtio_ipsec.transport.monitor.loopback import WatchedLoopback
 from virtio_ipsec.transport.monitor.prober import Prober
 from virtio_ipsec.wire.admin import ADMIN_COMMAND, RESOURCE_HEADER, AdminCommand, ResourceHeader
@@ -59,6 +60,8 @@ CONFIG = DriverConfig(
     polls=4,
     poll_timeout=0.0,
 )
+#: Faces that show something more as PCI functions: both ring formats.
+PCI_FACES = frozenset({"full", "split"})
 _TUNNEL = TunnelIPv4(IPv4Address("192.0.2.10"), IPv4Address("192.0.2.20"))
 _VXLAN = b"\x08\0\0\0\0\0\x01\0"
 _VXLAN_PORT = 4789
@@ -340,6 +343,18 @@ def perform(
 
         script(link, recorder.dialect, rng, ask).play()
         link.close()
+
+
+def perform_over_pci(
+    recorder: Recorder,
+    rng: Callable[[int], bytes],
+    faces: Iterable[Face] = (FACES["full"], FACES["split"]),
+    script: type[Script] = Script,
+) -> None:
+    """The script before PCI functions in this process: registers are accessed one by one. No questions arrive."""
+    for face in faces:
+        with watched_pci(face, recorder, rng) as link:
+            script(link, recorder.dialect, rng, lambda script: None).play()
 
 
 def answer_to(received: Received) -> bytes | None:

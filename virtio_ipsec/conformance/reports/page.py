@@ -12,18 +12,20 @@ from dataclasses import dataclass, field
 from importlib.resources import files
 
 from virtio_ipsec.conformance.reports.text import (
+    BY_DEVICES,
     GOT_OVER,
     UNJUDGED,
     coverage,
     coverage_line,
     headline,
     printable,
+    unjudged,
 )
 from virtio_ipsec.conformance.result import CaseResult, Check, ClauseResult, Report
 from virtio_ipsec.conformance.verdict import GRAVITY, Verdict
 
 #: Verdicts from the gravest down, as bars and filters show them; then what no case judges.
-ORDER = (*reversed(GRAVITY), *UNJUDGED.values())
+ORDER = (*reversed(GRAVITY), *UNJUDGED.values(), BY_DEVICES)
 _MARKS = {
     "PASS": "\N{CHECK MARK}",
     "WARN": "!",
@@ -78,8 +80,8 @@ def _css(label: str) -> str:
     return label if label in Verdict.__members__ else "UNJUDGED"
 
 
-def _label(result: ClauseResult) -> str:
-    return result.verdict.value if result.cases else UNJUDGED[result.clause.observed]
+def _label(report: Report, result: ClauseResult) -> str:
+    return result.verdict.value if result.cases else unjudged(report, result.clause.observed)
 
 
 def _header(report: Report) -> Iterator[str]:
@@ -128,7 +130,7 @@ def _totals(report: Report) -> Iterator[str]:
     yield "<h3>By level</h3><table><thead><tr><th>level<th>number<th>verdicts of clauses</thead>"
     levels: dict[str, Counter[str]] = {}
     for result in report.clauses:
-        levels.setdefault(result.clause.level, Counter())[_label(result)] += 1
+        levels.setdefault(result.clause.level, Counter())[_label(report, result)] += 1
     for level, counts in sorted(levels.items()):
         yield f'<tr><th>{escape(level)}<td>{sum(counts.values())}<td class="wide">{_bar(counts)}'
     yield "</table></section>"
@@ -157,7 +159,7 @@ def _readings(report: Report) -> Iterator[str]:
 
 
 def _filters(report: Report) -> Iterator[str]:
-    labels = {case.verdict.value for case in report.cases} | {_label(c) for c in report.clauses}
+    labels = {case.verdict.value for case in report.cases} | {_label(report, c) for c in report.clauses}
     yield '<form id="filters" hidden><input id="search" type="search" placeholder="Search ids, texts, evidence"'
     yield ' aria-label="Search"><span>'
     for label in ORDER:
@@ -197,7 +199,7 @@ def _section(report: Report, name: str, node: _Node) -> Iterator[str]:
     while not node.clauses and len(node.below) == 1:  # a heading with nothing but one heading below
         ((below, node),) = node.below.items()
         name = f"{name} / {below}"
-    counts = Counter(map(_label, node.all()))
+    counts = Counter(_label(report, each) for each in node.all())
     is_open = " open" if any(counts[v.value] for v in (Verdict.FAIL, Verdict.ERROR, Verdict.WEDGED)) else ""
     yield f'<details class="section"{is_open}><summary>{escape(name)}{_bar(counts)}</summary>'
     for result in node.clauses:
@@ -208,7 +210,7 @@ def _section(report: Report, name: str, node: _Node) -> Iterator[str]:
 
 
 def _clause(report: Report, result: ClauseResult) -> Iterator[str]:
-    clause, label = result.clause, _label(result)
+    clause, label = result.clause, _label(report, result)
     lines = f":{','.join(map(str, clause.lines))}" if clause.lines else ""
     yield f'<article id="{escape(clause.id)}" data-verdict="{escape(label)}" data-level="{escape(clause.level)}">'
     yield f"<h3>{_badge(label)} {escape(clause.id)} <small>{escape(clause.level)}, {escape(clause.role)}</small></h3>"

@@ -51,13 +51,21 @@ UNJUDGED = {
     "special": "needs a special set-up",
     "none": "not observable",
 }
+#: The same of a clause that both sides obey, in a report on a driver.
+BY_DEVICES = "judged with devices"
+
+
+def unjudged(report: Report, observed: str) -> str:
+    """Why no case judges a clause in this report."""
+    other_side = report.identity.role == "driver" and observed == "device"
+    return BY_DEVICES if other_side else UNJUDGED[observed]
 
 
 def coverage(report: Report) -> list[tuple[str, Counter[str]]]:
     """Per clause group: how many clauses ended with each verdict, and why no case judges the others."""
     groups: dict[str, Counter[str]] = {}
     for result in report.clauses:
-        label = result.verdict.value if result.cases else UNJUDGED[result.clause.observed]
+        label = result.verdict.value if result.cases else unjudged(report, result.clause.observed)
         groups.setdefault(result.clause.group, Counter())[label] += 1
     return list(groups.items())
 
@@ -66,7 +74,8 @@ def coverage_line(report: Report) -> str:
     """One line: of how many clauses the dialect has, how many were judged, and what becomes of the rest."""
     total: Counter[str] = sum((counts for _, counts in coverage(report)), Counter())
     judged = sum(total[verdict.value] for verdict in Verdict)
-    rest = ", ".join(f"{total[label]} {label}" for label in UNJUDGED.values() if total[label])
+    labels = dict.fromkeys(unjudged(report, observed) for observed in UNJUDGED)
+    rest = ", ".join(f"{total[label]} {label}" for label in labels if total[label])
     own = sum(result.clause.group == "RFC" for result in report.clauses)
     slides = f"; {own} of them are the dialect's own, each from a slide or our choice" if own else ""
     return (
@@ -91,7 +100,7 @@ def explain(result: CaseResult) -> list[str]:
 def to_markdown(report: Report) -> str:
     """A summary for a merge request or a job page."""
     lines = ["# virtio-net IPsec conformance", "", headline(report), "", coverage_line(report), ""]
-    verdicts = [*(v.value for v in Verdict), *UNJUDGED.values()]
+    verdicts = [*(v.value for v in Verdict), *UNJUDGED.values(), BY_DEVICES]
     lines += [
         "## Clauses",
         "",

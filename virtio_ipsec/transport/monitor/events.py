@@ -15,8 +15,9 @@ from virtio_ipsec.wire.redact import Secret, admin_secrets, reply_secrets
 
 #: In the place of a secret octet.
 MASK = 0xA5
-#: Events of one run that are kept; what a driver does beyond is counted only.
+#: Events of one run that are kept, those of packets and their octets apart; what a driver does beyond is counted only.
 MOST = 100_000
+MOST_PACKETS, MOST_OCTETS = 60_000, 256 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,14 +237,25 @@ class Recorder:
         self.events: list[Event] = []
         #: Events that were not kept.
         self.dropped = 0
+        self._packets = self._octets = 0
         #: Rounds of questions that were put to the end.
         self.rounds = 0
 
     def note(self, event: Event) -> None:
         """One event more."""
         with self.lock:
-            if len(self.events) < MOST:
+            if len(self.events) - self._packets < MOST:
                 self.events.append(event)
+            else:
+                self.dropped += 1
+
+    def note_packet(self, event: Event, octets: int = 0) -> None:
+        """One more of a queue that is not for commands; ``octets`` are held by it."""
+        with self.lock:
+            if self._packets < MOST_PACKETS and self._octets + octets <= MOST_OCTETS:
+                self.events.append(event)
+                self._packets += 1
+                self._octets += octets
             else:
                 self.dropped += 1
 

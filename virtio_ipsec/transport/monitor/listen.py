@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import IPv4Address
@@ -26,12 +26,18 @@ from virtio_ipsec.transport.vfio_user.connection import Connection as VfioConnec
 from virtio_ipsec.transport.vfio_user.session import Session as VfioSession
 from virtio_ipsec.transport.vhost_user.connection import Connection as VhostConnection
 from virtio_ipsec.transport.vhost_user.features import device_features
+from virtio_ipsec.transport.virtio_pci.direct import DirectAccess
+from virtio_ipsec.transport.virtio_pci.link import Options, PciLink
 from virtio_ipsec.wire.numbers import Feature, mask
 
 _log = logging.getLogger(__name__)
 #: Ways for a driver to come.
 WAYS = ("vhost-user", "vfio-user")
 _PCI_CARRIES = TRANSPORT_BITS & ~mask(Feature.F_SUSPEND, Feature.F_SR_IOV)
+#: What the function itself offers, where it does.
+_FUNCTION_OFFERS = mask(Feature.F_NOTIF_CONFIG_DATA)
+#: Bytes of memory of a driver in this process.
+_MEMORY = 8 << 20
 #: The device configuration in the BAR is a page.
 _PCI_SHOWS = frozenset({"registers", "notifications", "pci", "long config"})
 _VHOST_CARRIES = mask(Feature.F_RING_RESET, Feature.F_ADMIN_VQ)
@@ -96,22 +102,19 @@ def receive_drivers(
 def _receive(way: str, path: str, invitation: Invitation, face: Face, recorder: Recorder) -> None:
     questions = Questions(face, rough=invitation.rough)
     shown = -1 if way == "vfio-user" else ~_NOT_OVER_VHOST
-    # The function itself offers what belongs to notifications.
-    shown &= ~mask(Feature.F_NOTIF_CONFIG_DATA)
-    device = make_device(face, recorder.dialect, questions, os.urandom, shown=shown)
+    device = make_device(face, recorder.dialect, questions, os.urandom, shown=shown & ~_FUNCTION_OFFERS)
     uplink = ProbingUplink(open_uplink(invitation.uplink))
     port = WatchedPort(device, uplink, recorder)
     function: WatchedFunction | None = None
     opens: Callable[[socket.socket], Conversation]
     try:
         if way == "vfio-user":
-            function = WatchedFunction(port, notifications=bool(face.beyond))
-            began = _began(face, device, function.offered, _PCI_CARRIES, _PCI_SHOWS)
+            function = _watched_function(face, port)
             opens = partial(_vfio_session, function)
         else:
             began = _began(face, device, device_features(port), _VHOST_CARRIES, frozenset())
+            recorder.note(began)
             opens = partial(_vhost_session, port, began)
-        recorder.note(began)
         if invitation.address is not None:
             prober = uplink.prober = Prober(device, questions, recorder, invitation.address)
             Rounds(port.loop, uplink, prober)
@@ -125,8 +128,32 @@ def _receive(way: str, path: str, invitation: Invitation, face: Face, recorder: 
     finally:
         if function is not None:
             function.close()
-        with suppress(Exception):
-            port.close()
+        port.close()
+
+
+@contextmanager
+def watched_pci(face: Face, recorder: Recorder, rng: Callable[[int], bytes]) -> Iterator[PciLink]:
+    """A link to a device with this face as a PCI function of this process; what is done to it goes to ``recorder``."""
+    device = make_device(face, recorder.dialect, Questions(face, rough=True), rng, shown=~_FUNCTION_OFFERS)
+    port = WatchedPort(device, open_uplink("null"), recorder)
+    function = None
+    try:
+        function = _watched_function(face, port)
+        link = PciLink(DirectAccess(function), Options(memory=_MEMORY))
+        try:
+            yield link
+        finally:
+            link.close()
+    finally:
+        if function is not None:
+            function.close()
+        port.close()
+
+
+def _watched_function(face: Face, port: WatchedPort) -> WatchedFunction:
+    function = WatchedFunction(port, notifications=bool(face.beyond))
+    port.recorder.note(_began(face, port.device, function.offered, _PCI_CARRIES, _PCI_SHOWS))
+    return function
 
 
 def _began(face: Face, device: Device, offered: int, carried: int, shows: frozenset[str]) -> Began:

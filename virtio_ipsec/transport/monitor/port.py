@@ -34,7 +34,7 @@ from virtio_ipsec.transport.rings import QueuePlace
 from virtio_ipsec.transport.uplink import Uplink
 from virtio_ipsec.transport.vhost_user import binding
 from virtio_ipsec.transport.vhost_user.connection import Connection, Message
-from virtio_ipsec.transport.vhost_user.messages import FRONTEND, U64, Config, Request
+from virtio_ipsec.transport.vhost_user.messages import FRONTEND, MAX_CONFIG, U64, Config, Request
 from virtio_ipsec.transport.vhost_user.session import Session
 from virtio_ipsec.transport.virtio_pci.function import PciFunction
 from virtio_ipsec.transport.virtio_pci.header import COMMON, DEVICE, DEVICE_SIZE, NOTIFY, STRUCTURES_BAR
@@ -148,7 +148,9 @@ class WatchedSession(Session):
         if request in (Request.SET_STATUS, Request.RESET_DEVICE, Request.SET_FEATURES):
             port.look()
         before = int(port.device.status)
-        ready = request == Request.SET_STATUS and U64.parse(message.payload) & Status.DRIVER_OK
+        ready = (
+            request == Request.SET_STATUS and message.payload[:1] and message.payload[0] & Status.DRIVER_OK
+        )
         if self._binds and ready and not before & Status.DRIVER_OK:
             port.note_kicks()
         was_bound = self._binds
@@ -177,7 +179,8 @@ class WatchedSession(Session):
                 note(FeaturesWritten(binding.FEATURE_WORDS.parse(message.payload)))
             case Request.GET_CONFIG:
                 asked = _config(message)
-                note(ConfigRead(asked.offset, device.read_config(asked.offset, asked.size)))
+                if 0 < asked.size <= MAX_CONFIG - asked.offset:
+                    note(ConfigRead(asked.offset, device.read_config(asked.offset, asked.size)))
             case Request.SET_CONFIG:
                 asked = _config(message)
                 note(ConfigWritten(asked.offset, asked.data))

@@ -23,6 +23,7 @@ from virtio_ipsec.transport.monitor.events import (
     Broken,
     Descriptor,
     Descriptors,
+    Event,
     Exposed,
     Recorder,
     Returned,
@@ -190,6 +191,12 @@ class Watch:
         #: Nothing in the ring makes sense any more.
         self._lost = False
 
+    def _note(self, event: Event, octets: int = 0) -> None:
+        if self._is_admin:
+            self._recorder.note(event)
+        else:
+            self._recorder.note_packet(event, octets)
+
     def look(self) -> None:
         """See what the driver has done to the ring."""
         with self._recorder.lock:
@@ -218,7 +225,7 @@ class Watch:
             head, descriptors = self._reader.read(self._slot)
             shown = Shown(self._place, self._slot, head, descriptors)
             self._waiting.append(shown)
-            self._recorder.note(Exposed(self._index, self._place, head, descriptors))
+            self._note(Exposed(self._index, self._place, head, descriptors))
             self._place += 1
             self._slot = self._reader.next(self._slot, descriptors)
             if len(self._waiting) > self._size:
@@ -261,9 +268,8 @@ class Watch:
         if chain.readable:
             if self._is_admin:
                 data = without_secrets(data, self._recorder.dialect)
-            self._recorder.note(
-                Taken(self._index, shown.place, chain.head, shown.descriptors, data, chain.writable_len)
-            )
+            taken = Taken(self._index, shown.place, chain.head, shown.descriptors, data, chain.writable_len)
+            self._note(taken, len(data))
 
     def unpop(self, chain: Chain) -> None:
         """After ``unpop`` of the queue."""
@@ -281,12 +287,15 @@ class Watch:
                 if held is None:
                     continue
                 shown, sent = held
-                if shown.descriptors and is_oldest:
-                    self._compared(shown)
+                if shown.descriptors and is_oldest and not self._lost:
+                    try:
+                        self._compared(shown)
+                    except MemoryAccessError:
+                        self._lost = True
                 data = _written(chain, self._memory, min(written, _KEPT))
                 if self._is_admin:
                     data = answer_without_secrets(sent, data, self._recorder.dialect)
-                self._recorder.note(Returned(self._index, shown.place, chain.head, data))
+                self._note(Returned(self._index, shown.place, chain.head, data), len(data))
 
 
 def _written(chain: Chain, memory: GuestMemory, count: int) -> bytes:
