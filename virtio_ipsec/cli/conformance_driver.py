@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Iterable
 from ipaddress import AddressValueError, IPv4Address
@@ -16,7 +17,7 @@ from virtio_ipsec.conformance.result import Report
 from virtio_ipsec.errors import ConfigError
 from virtio_ipsec.transport.monitor.events import Recorder
 from virtio_ipsec.transport.monitor.faces import FACES
-from virtio_ipsec.transport.monitor.listen import Invitation, parse_where, receive_drivers
+from virtio_ipsec.transport.monitor.listen import Invitation, Stopper, parse_where, receive_drivers
 from virtio_ipsec.wire.dialect import DIALECTS
 
 #: Options of a driver run, which mean nothing without --driver, and those of a device run with their defaults.
@@ -90,9 +91,9 @@ def judged(arguments: argparse.Namespace, judges: Iterable[Judge]) -> Report:
     begin = perf_counter()
     recorder = Recorder(DIALECTS[arguments.dialect])
     if arguments.listen is None:
-        faces = arguments.face or list(FACES)
-        perform(recorder, os.urandom, [FACES[name] for name in faces])
-        perform_over_pci(recorder, os.urandom, [FACES[name] for name in faces if name in PCI_FACES])
+        names = arguments.face or list(FACES)
+        perform(recorder, os.urandom, [FACES[name] for name in names])
+        perform_over_pci(recorder, os.urandom, [FACES[name] for name in names if name in PCI_FACES])
         name = "virtio_ipsec.driver"
     else:
         name = arguments.listen
@@ -103,9 +104,14 @@ def judged(arguments: argparse.Namespace, judges: Iterable[Judge]) -> Report:
             seconds=arguments.seconds,
             rough=arguments.rough,
         )
+        stopper = Stopper()
+        before = signal.signal(signal.SIGINT, lambda number, frame: stopper.set())
         try:
-            receive_drivers(invitation, [FACES[name] for name in arguments.face or ["full"]], recorder, _tell)
-        except KeyboardInterrupt:
+            faces = [FACES[name] for name in arguments.face or ["full"]]
+            receive_drivers(invitation, faces, recorder, _tell, stopper)
+        finally:
+            signal.signal(signal.SIGINT, before)
+        if stopper.is_set:
             _tell("interrupted: judging what was seen")
     return judge_trace(recorder, name, judges=judges, seconds=perf_counter() - begin)
 

@@ -15,6 +15,7 @@ from time import monotonic_ns
 from virtio_ipsec.device.device import Device
 from virtio_ipsec.driver.link import TRANSPORT_BITS
 from virtio_ipsec.errors import ConfigError
+from virtio_ipsec.transport.loop import Loop
 from virtio_ipsec.transport.monitor.events import Began, Recorder
 from virtio_ipsec.transport.monitor.faces import Face, Questions, make_device
 from virtio_ipsec.transport.monitor.port import WatchedFunction, WatchedPort, WatchedSession
@@ -85,21 +86,47 @@ def parse_where(where: str) -> tuple[str, str]:
     return way, path
 
 
+class Stopper:
+    """Ends a run from anywhere, a signal handler among it: what was seen until then is kept."""
+
+    def __init__(self) -> None:
+        self.is_set = False
+        self._loop: Loop | None = None
+
+    def set(self) -> None:
+        """Let the driver go, and wait for no other one."""
+        self.is_set = True
+        if self._loop is not None:
+            self._loop.stop()
+
+    def holds(self, loop: Loop) -> None:
+        """This loop is to be ended."""
+        self._loop = loop
+        if self.is_set:
+            loop.stop()
+
+
 def receive_drivers(
     invitation: Invitation,
     faces: Sequence[Face],
     recorder: Recorder,
     told: Callable[[str], None] = lambda text: None,
+    stopper: Stopper | None = None,
 ) -> None:
     """A device with each of ``faces``, one after the other, until its driver has gone. ``told`` hears what is going on.
-    KeyboardInterrupt ends it; what was seen until then is in ``recorder``. TransportError when nothing can listen."""
+    TransportError when nothing can listen."""
     way, path = parse_where(invitation.where)
+    stopper = stopper or Stopper()
     for face in faces:
+        if stopper.is_set:
+            return
         told(f"{way}:{path}: waiting for a driver; face {face.name}: {face.summary}")
-        _receive(way, path, invitation, face, recorder)
+        _receive(way, path, invitation, face, recorder, stopper)
 
 
-def _receive(way: str, path: str, invitation: Invitation, face: Face, recorder: Recorder) -> None:
+def _receive(
+    way: str, path: str, invitation: Invitation, face: Face, recorder: Recorder, stopper: Stopper
+) -> None:
     questions = Questions(face, rough=invitation.rough)
     shown = -1 if way == "vfio-user" else ~_NOT_OVER_VHOST
     device = make_device(face, recorder.dialect, questions, os.urandom, shown=shown & ~_FUNCTION_OFFERS)
@@ -121,6 +148,7 @@ def _receive(way: str, path: str, invitation: Invitation, face: Face, recorder: 
         serving = _Once(port, path, opens)
         if invitation.seconds is not None:
             port.loop.at(monotonic_ns() + int(invitation.seconds * 1e9), port.loop.stop)
+        stopper.holds(port.loop)
         try:
             port.loop.run()
         finally:
