@@ -74,7 +74,11 @@ FACES: Mapping[str, Face] = MappingProxyType(
     {
         face.name: face
         for face in (
-            Face("full", "everything that the device does, and bits 71 and 127", beyond=UNKNOWN_BITS),
+            Face(
+                "full",
+                "everything that the device does, UDP tunnels on receive, and bits 71 and 127",
+                beyond=UNKNOWN_BITS | mask(_F.NET_F_GUEST_UDP_TUNNEL_GSO, _F.NET_F_GUEST_UDP_TUNNEL_GSO_CSUM),
+            ),
             Face(
                 "split",
                 "split rings, no mergeable buffers, no tunnel checksums, no header lengths; platform bits",

@@ -17,9 +17,9 @@ from virtio_ipsec.transport.monitor.events import (
     Withdrawn,
 )
 
-#: A buffer needs a descriptor for its readable part, one for its writable part, and one more for each page.
+#: A buffer needs descriptors for its header, data and answer, and one more for each page.
 _PAGE = 4096
-_SPARE = 2
+_SPARE = 3
 
 
 def _elements(descriptors: Descriptors) -> Descriptors:

@@ -102,13 +102,29 @@ def _taken(*about: str) -> Callable[[Run], Iterator[Finding]]:
     return body
 
 
+#: Questions about bits that mean something only with a feature.
+_MEANT = {
+    "both tunnel bits": Feature.NET_F_GUEST_UDP_TUNNEL_GSO,
+    "tunnel, no checksum request": Feature.NET_F_GUEST_UDP_TUNNEL_GSO,
+    "tunnel, checksum valid": Feature.NET_F_GUEST_UDP_TUNNEL_GSO,
+    "tunnel, no segmentation": Feature.NET_F_GUEST_UDP_TUNNEL_GSO,
+    "tunnel checksum alone": Feature.NET_F_GUEST_UDP_TUNNEL_GSO_CSUM,
+}
+
+
 def _refused(*about: str) -> Callable[[Run], Iterator[Finding]]:
-    """The packet goes nowhere."""
+    """The packet goes nowhere. Where the feature that gives the bits their meaning is not negotiated, the driver may as
+    well ignore what it need not know (NET-RX-DRV-01): then it is warned only."""
 
     def body(run: Run) -> Iterator[Finding]:
-        for _, at, probe, answer in _asked(run, *about):
+        for life, at, probe, answer in _asked(run, *about):
+            feature = _MEANT.get(probe.about)
             yield Finding(
-                answer is None, f"no answer ({probe.about})", "an answer", answer.at if answer else at
+                answer is None,
+                f"no answer ({probe.about})",
+                "an answer",
+                answer.at if answer else at,
+                advisory=feature is not None and not life.has(feature),
             )
 
     return body
