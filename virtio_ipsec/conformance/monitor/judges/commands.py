@@ -280,7 +280,16 @@ def zeros_beyond(run: Run) -> Iterator[Finding]:
     """
     for life in run.lives:
         query: dict[int, Command] = {}
+        read: dict[int, Command] = {}
         for command in life.commands:
+            about = command.capability
+            if about is not None and command.opcode == Opcode.DEVICE_CAP_GET and command.ok:
+                read[about.id] = command
+            elif about is not None and about.id in read:
+                told = read[about.id]
+                if len(told.reply or b"") < told.room:
+                    rest = about.data[len(told.result) :]
+                    yield Finding(not any(rest), "zeros behind what was read", rest.hex(), command.at)
             if command.opcode == Opcode.LIST_QUERY and command.ok:
                 query[command.group] = command
             source = query.get(command.group)
