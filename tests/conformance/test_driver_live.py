@@ -19,7 +19,8 @@ from virtio_ipsec.driver.config import DriverConfig
 from virtio_ipsec.driver.driver import Driver
 from virtio_ipsec.transport.monitor import probing
 from virtio_ipsec.transport.vhost_user import binding
-from virtio_ipsec.transport.vhost_user.frontend import PROTOCOL, Options, VhostUserLink
+from virtio_ipsec.transport.vhost_user.frontend import VhostUserLink
+from virtio_ipsec.transport.vhost_user.options import PROTOCOL, Options
 
 FACES = ("full", "split", "plain", "refusing")
 

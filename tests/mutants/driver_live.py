@@ -21,8 +21,8 @@ from virtio_ipsec.transport.monitor.events import Recorder
 from virtio_ipsec.transport.monitor.faces import FACES
 from virtio_ipsec.transport.monitor.listen import Invitation, receive_drivers
 from virtio_ipsec.transport.vfio_user.client import VfioUserFunction
-from virtio_ipsec.transport.vhost_user.frontend import Options as VhostOptions
 from virtio_ipsec.transport.vhost_user.frontend import VhostUserLink
+from virtio_ipsec.transport.vhost_user.options import Options as VhostOptions
 from virtio_ipsec.transport.virtio_pci.link import Options, PciLink
 from virtio_ipsec.wire.dialect import V14
 
