@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeVar
 
@@ -118,7 +119,22 @@ class Object:
     command: Command
 
 
-Objects = dict[tuple[int, int], Object]
+class Objects(dict[tuple[int, int], Object]):
+    """The objects that exist, by type and id; ``counts`` by type."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[int] = Counter()
+
+    def add(self, each: Object) -> None:
+        """It exists from now on, or has other data."""
+        self.counts[each.type] += (each.type, each.id) not in self
+        self[each.type, each.id] = each
+
+    def drop(self, key: tuple[int, int]) -> None:
+        """It exists no longer, if it did."""
+        if self.pop(key, None) is not None:
+            self.counts[key[0]] -= 1
 
 
 @dataclass
@@ -131,7 +147,6 @@ class Life:
     dialect: Dialect
     #: Whether the driver's side went away at its end, rather than another life began.
     is_last: bool = True
-    _walked: list[tuple[Command | Packet, Objects]] = field(default_factory=list)
 
     def of(self, *kinds: type[Kind]) -> Iterator[tuple[int, Kind]]:
         """The events of these kinds, with their places in the run's trace."""
@@ -267,27 +282,29 @@ class Life:
         """Indices of the queues that were ever set up."""
         return tuple(dict.fromkeys(event.index for _, event in self.of(QueueEnabled) if not event.refused))
 
-    def walk(self) -> list[tuple[Command | Packet, Objects]]:
-        """Commands and packets in their order, each with the objects that existed when it was shown to the device."""
-        if self._walked or not (self.commands or self.packets):
-            return self._walked
+    @cached_property
+    def _in_order(self) -> tuple[Command | Packet, ...]:
         things: list[tuple[int, int, Command | Packet]] = []
         for number, command in enumerate(self.commands):
             things.append((command.exposed, number, command))
         for number, packet in enumerate(self.packets):
             things.append((packet.at, number, packet))
-        live: Objects = {}
-        for _, _, thing in sorted(things, key=lambda each: each[:2]):
-            self._walked.append((thing, dict(live)))
+        return tuple(thing for _, _, thing in sorted(things, key=lambda each: each[:2]))
+
+    def walk(self) -> Iterator[tuple[Command | Packet, Objects]]:
+        """Commands and packets in their order, each with the objects that existed when it was shown to the device, which
+        are one and the same thing each time, as it is then."""
+        live = Objects()
+        for thing in self._in_order:
+            yield thing, live
             if isinstance(thing, Command) and thing.ok and (about := thing.object) is not None:
                 key = about.type, about.id
                 if thing.opcode == Opcode.RESOURCE_OBJ_CREATE:
-                    live[key] = Object(about.type, about.id, about.data, thing)
+                    live.add(Object(about.type, about.id, about.data, thing))
                 elif thing.opcode == Opcode.RESOURCE_OBJ_DESTROY:
-                    live.pop(key, None)
+                    live.drop(key)
                 elif thing.opcode == self.dialect.modify_opcode and key in live:
-                    live[key] = Object(about.type, about.id, about.data, thing)
-        return self._walked
+                    live.add(Object(about.type, about.id, about.data, thing))
 
     def commands_with(self) -> Iterator[tuple[Command, Objects]]:
         """As :meth:`walk`, the commands only."""

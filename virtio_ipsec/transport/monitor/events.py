@@ -237,15 +237,16 @@ class Recorder:
         self.events: list[Event] = []
         #: Events that were not kept.
         self.dropped = 0
-        self._packets = self._octets = 0
+        self._packets = self._octets = self._held = 0
         #: Rounds of questions that were put to the end.
         self.rounds = 0
 
-    def note(self, event: Event) -> None:
-        """One event more."""
+    def note(self, event: Event, octets: int = 0) -> None:
+        """One event more; ``octets`` are held by it."""
         with self.lock:
-            if len(self.events) - self._packets < MOST:
+            if len(self.events) - self._packets < MOST and self._held + octets <= MOST_OCTETS:
                 self.events.append(event)
+                self._held += octets
             else:
                 self.dropped += 1
 

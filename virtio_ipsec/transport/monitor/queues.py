@@ -193,7 +193,7 @@ class Watch:
 
     def _note(self, event: Event, octets: int = 0) -> None:
         if self._is_admin:
-            self._recorder.note(event)
+            self._recorder.note(event, octets)
         else:
             self._recorder.note_packet(event, octets)
 

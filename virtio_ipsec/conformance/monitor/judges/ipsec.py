@@ -185,22 +185,21 @@ def inbound_parameters(run: Run) -> Iterator[Finding]:
 def spis_differ(run: Run) -> Iterator[Finding]:
     """The SPIs of live inbound SAs are distinct."""
     for life in run.lives:
+        latest: dict[int, int] = {}
         for command, live in life.commands_with():
             about = command.object
             if about is None or command.opcode != _CREATE or about.type != _IN:
                 continue
             sa = _sa(run, about.data)
-            others = {number: _spi(run, each) for (kind, number), each in live.items() if kind == _IN}
-            others.pop(about.id, None)
-            if sa is not None and others:
-                same = [number for number, spi in others.items() if spi == sa.spi]
-                seen = f"SPI {sa.spi:#x} of inbound SA {same[0] if same else None}"
-                yield Finding(not same, "an SPI of its own", seen, command.at)
-
-
-def _spi(run: Run, each: Object) -> int | None:
-    sa = _sa(run, each.data)
-    return sa.spi if sa is not None else None
+            if sa is None:
+                continue
+            other = latest.get(sa.spi)
+            clash = other is not None and other != about.id and (_IN, other) in live
+            if live.counts[_IN]:
+                seen = f"SPI {sa.spi:#x} of inbound SA {other}"
+                yield Finding(not clash, "an SPI of its own", seen, command.at)
+            if command.ok:
+                latest[sa.spi] = about.id
 
 
 # -- packets ----------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 
 from virtio_ipsec.conformance.monitor.judge import Finding, judge
 from virtio_ipsec.conformance.monitor.judges.commands import LIMITS, named, parsed, sets, type_name
@@ -51,6 +52,7 @@ def _destroys(run: Run) -> Iterator[tuple[Command, tuple[int, int], Objects]]:
                 yield command, (command.object.type, command.object.id), live
 
 
+@lru_cache(4096)
 def _classifier(data: bytes) -> FfClassifier | None:
     try:
         return FF_CLASSIFIER.parse(data)
@@ -58,6 +60,7 @@ def _classifier(data: bytes) -> FfClassifier | None:
         return None
 
 
+@lru_cache(4096)
 def _rule(data: bytes) -> FfRule | None:
     try:
         return FF_RULE.parse(data)
@@ -99,7 +102,7 @@ def _within_limit(run: Run, *kinds: int) -> Iterator[Finding]:
             if about is None or command.opcode != _CREATE or about.type not in kinds:
                 continue
             limit = _limit(run, life, about.type, command.at)
-            count = sum(kind == about.type for kind, _ in live)
+            count = live.counts[about.type]
             if limit is not None and (about.type, about.id) not in live:
                 holds = count < limit
                 seen = f"{count} exist, and one more is created"
