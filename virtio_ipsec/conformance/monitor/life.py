@@ -292,8 +292,8 @@ class Life:
         return tuple(thing for _, _, thing in sorted(things, key=lambda each: each[:2]))
 
     def walk(self) -> Iterator[tuple[Command | Packet, Objects]]:
-        """Commands and packets in their order, each with the objects that existed when it was shown to the device, which
-        are one and the same thing each time, as it is then."""
+        """Commands and packets in their order, each with the objects that existed when it was shown to the device. What
+        is given is the same each time, as it is then."""
         live = Objects()
         for thing in self._in_order:
             yield thing, live

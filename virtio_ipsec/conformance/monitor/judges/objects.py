@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from virtio_ipsec.conformance.monitor.judge import Finding, judge
 from virtio_ipsec.conformance.monitor.judges.commands import LIMITS, named, parsed, sets, type_name
-from virtio_ipsec.conformance.monitor.life import Command, Life, Object, Objects, Run
+from virtio_ipsec.conformance.monitor.life import Command, Object, Objects, Run
 from virtio_ipsec.errors import WireError
 from virtio_ipsec.wire.flow_filter import FF_CLASSIFIER, FF_RULE, FfClassifier, FfRule, Selector
 from virtio_ipsec.wire.numbers import CapId, Opcode, ResourceType, SelectorFlag, SelectorType
@@ -84,29 +84,28 @@ def created_once(run: Run) -> Iterator[Finding]:
                 )
 
 
-def _limit(run: Run, life: Life, kind: int, before: int) -> int | None:
-    """The limit that the driver had set for a type of objects."""
-    cap, field = LIMITS.get(kind, (None, ""))
-    limit: int | None = None
-    for command, name, data in sets(life):
-        if name == cap and command.at < before:
-            value = parsed(run.dialect, name, data)
-            limit = getattr(value, field) if value is not None else limit
-    return limit
+def _limits(run: Run, command: Command) -> dict[int, int]:
+    """The limits that a DRIVER_CAP_SET sets, by object type."""
+    about = command.capability
+    if about is None or command.opcode != Opcode.DRIVER_CAP_SET or not command.ok:
+        return {}
+    value = parsed(run.dialect, about.id, about.data)
+    fields = {kind: field for kind, (cap, field) in LIMITS.items() if cap == about.id and value is not None}
+    return {kind: int(getattr(value, field)) for kind, field in fields.items()}
 
 
 def _within_limit(run: Run, *kinds: int) -> Iterator[Finding]:
     for life in run.lives:
+        limits: dict[int, int] = {}
         for command, live in life.commands_with():
+            limits |= _limits(run, command)
             about = command.object
             if about is None or command.opcode != _CREATE or about.type not in kinds:
                 continue
-            limit = _limit(run, life, about.type, command.at)
-            count = live.counts[about.type]
+            limit, count = limits.get(about.type), live.counts[about.type]
             if limit is not None and (about.type, about.id) not in live:
-                holds = count < limit
                 seen = f"{count} exist, and one more is created"
-                yield Finding(holds, f"at most {limit} of {type_name(about.type)}", seen, command.at)
+                yield Finding(count < limit, f"at most {limit} of {type_name(about.type)}", seen, command.at)
 
 
 @judge("RO-DRV-02", when="an object was created whose type has a limit")
