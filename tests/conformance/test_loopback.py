@@ -8,6 +8,7 @@ from random import Random
 
 import pytest
 
+from virtio_ipsec.cli.main import main
 from virtio_ipsec.conformance.admin import demand
 from virtio_ipsec.conformance.bench import Bench
 from virtio_ipsec.conformance.case import Case, load_cases
@@ -20,7 +21,7 @@ from virtio_ipsec.conformance.target import open_target
 from virtio_ipsec.conformance.verdict import Verdict
 from virtio_ipsec.errors import ConfigError
 from virtio_ipsec.transport.targets import loopback
-from virtio_ipsec.wire.dialect import V14
+from virtio_ipsec.wire.dialect import RFC_2025_01, V14
 
 
 def test_the_order_comes_from_the_seed_and_does_not_matter_and_runs_can_be_repeated() -> None:
@@ -41,6 +42,14 @@ def test_the_order_comes_from_the_seed_and_does_not_matter_and_runs_can_be_repea
     assert orders[3] != orders[4]
     assert sorted(orders[3]) == sorted(orders[4])
     assert orders[3][0] == orders[3][-1] == SANITY
+
+
+def test_the_command_line_says_what_a_dialect_covers(capsys: pytest.CaptureFixture[str]) -> None:
+    dialect = RFC_2025_01.name
+    assert main(["conformance", "--dialect", dialect]) == 0
+    text = capsys.readouterr().out
+    assert f"clauses in dialect {dialect}" in text
+    assert text.splitlines()[-1].startswith(f"passed: loopback, dialect {dialect}: ")
 
 
 def test_a_report_about_an_sa_shows_no_key_and_no_salt() -> None:

@@ -16,7 +16,7 @@ from virtio_ipsec.conformance.reports.text import coverage, explain, headline, t
 from virtio_ipsec.conformance.result import Report
 from virtio_ipsec.conformance.target import open_target
 from virtio_ipsec.conformance.verdict import Unsupported, Verdict, Wedged
-from virtio_ipsec.wire.dialect import RFC_2025_01, V14
+from virtio_ipsec.wire.dialect import V14
 
 
 def make(name: str, body: object, clause: str = "ADM-DEV-05") -> Case:
@@ -126,14 +126,6 @@ def test_unjudged_clauses_say_why(report: Report) -> None:
     counts = dict(coverage(report))
     assert counts["ADM-DRV"]["judged from a driver's trace"] == 8
     assert counts["CRY-OPS"] == {"not observable": 4}
-
-
-def test_the_command_line_says_what_a_dialect_covers(capsys: pytest.CaptureFixture[str]) -> None:
-    dialect = RFC_2025_01.name
-    assert main(["conformance", "--dialect", dialect]) == 0
-    text = capsys.readouterr().out
-    assert f"clauses in dialect {dialect}" in text
-    assert text.splitlines()[-1].startswith(f"passed: loopback, dialect {dialect}: ")
 
 
 def test_json_on_standard_output_is_nothing_but_json(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import Ether
@@ -281,6 +281,7 @@ packets = st.lists(
 )
 
 
+@settings(max_examples=25)
 @given(packets, st.sampled_from(["little", "big"]))
 def test_pcapng_round_trip(written: list[Packet], order: Any) -> None:
     stream = io.BytesIO()

@@ -115,7 +115,7 @@ def test_without_the_extension_it_says_so(
         service.stop()
         service.run()
         monkeypatch.undo()
-    (said,) = [record.getMessage() for record in caplog.records if "Python path" in record.getMessage()]
+    (said,) = {record.getMessage() for record in caplog.records if "Python path" in record.getMessage()}
     for what in ("dirty log", "in-flight tracking", "guard", "no compiler"):
         assert what in said
 
