@@ -1,4 +1,8 @@
-"""Our driver owns the SAs; the far end of the wire is a guest whose Linux protects in its kernel."""
+"""Our driver owns the SAs; the far end of the wire is a guest whose Linux protects in its kernel.
+
+The driver runs in this machine, or in a guest of its own on vfio-pci: with the IOMMU that QEMU emulates, and in
+no-IOMMU mode, for which ``setup --vfio`` builds what no kernel of Debian's has.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,8 @@ import pytest
 from lab.backend import ROOT, Backend
 from lab.cases import CASES, GUEST_MAC, PEER_MAC, PROTECTED, peer_script
 from lab.checker import check
-from lab.guest import Guest, plain_card
+from lab.guest import FUNCTION, Guest, plain_card, vfio_user_card
+from lab.inside import HUGE_PAGES, PYTHON, SET_UP, bind_to_vfio, disks
 from lab.station import sas_of
 from lab.wire import Wire
 from lab.xfrm import kernel_errors
@@ -42,9 +47,23 @@ def here(protocol: str, backend: Backend) -> Iterator[Run]:
     yield run
 
 
+@contextmanager
+def in_a_guest(backend: Backend, *, iommu: bool) -> Iterator[Run]:
+    folder = backend.folder
+    with Guest(
+        "guest", folder, vfio_user_card(backend.socket, iommu=iommu), newer=True, memory=640, disks=disks(folder),
+        kernel_words="intel_iommu=on iommu=pt" if iommu else "",
+    ) as guest:  # fmt: skip
+        guest.wait().run(f"{HUGE_PAGES}\n{SET_UP}\n{bind_to_vfio(FUNCTION, iommu=iommu)}")
+        yield lambda: guest.run(f"{PYTHON} /ours/guest/drive.py vfio:{FUNCTION}", 600.0)
+
+
 #: Name -> (how the device is served, where the driver runs).
 PLACES = {
     "vhost-user": ("--socket", lambda backend: here("vhost-user", backend)),
+    "vfio-user": ("--vfio-user", lambda backend: here("vfio-user", backend)),
+    "guest-without-iommu": ("--vfio-user", lambda backend: in_a_guest(backend, iommu=False)),
+    "guest-with-iommu": ("--vfio-user", lambda backend: in_a_guest(backend, iommu=True)),
 }
 
 

@@ -176,12 +176,18 @@ def find_qemu() -> str:
     return found
 
 
-def plain_card(netdev: str, mac: str) -> list[str]:
-    """A network card on one of QEMU's own networks, without offloads: what it sends stands on the wire as it is."""
+def plain_card(netdev: str, mac: str, options: str = "") -> list[str]:
+    """A network card on one of QEMU's own networks, without offloads: what it sends stands on the wire as it is.
+    ``options``: further ones of the card."""
     off = "csum=off,gso=off,guest_csum=off,guest_tso4=off,guest_tso6=off,guest_ecn=off,guest_ufo=off,"
     off += "host_tso4=off,host_tso6=off,host_ecn=off,host_ufo=off"
     kind, _, rest = netdev.partition(",")
-    return ["-netdev", f"{kind},id=n0,{rest}", "-device", f"virtio-net-pci,netdev=n0,mac={mac},{off}"]
+    return [
+        "-netdev",
+        f"{kind},id=n0,{rest}",
+        "-device",
+        f"virtio-net-pci,netdev=n0,mac={mac},{off},{options}".rstrip(","),
+    ]
 
 
 def vhost_user_card(
