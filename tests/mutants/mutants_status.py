@@ -145,3 +145,31 @@ class StartsWithFeaturesOk(Device):
     @property
     def is_operating(self) -> bool:
         return bool(self._status & Status.FEATURES_OK) and not self._status & Status.FAILED
+
+
+@mutant("INF-60")
+class StatusHidden(Device):
+    """The first two steps do not show."""
+
+    @property
+    def status(self) -> int:
+        return self._status if self._status & Status.FEATURES_OK else 0
+
+    @status.setter
+    def status(self, value: int) -> None:
+        Device.status.__set__(self, value)  # type: ignore[attr-defined]
+
+
+@mutant("INF-60")
+class StatusStartsAnew(Device):
+    """Writing the status again ends all objects."""
+
+    @property
+    def status(self) -> int:
+        return self._status
+
+    @status.setter
+    def status(self, value: int) -> None:
+        if value == self._status and value & Status.DRIVER_OK:
+            self.objects.destroy_all()
+        Device.status.__set__(self, value)  # type: ignore[attr-defined]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from virtio_ipsec.conformance.verdict import CheckFailed
+from virtio_ipsec.errors import AdminStatus, CommandFailed
 from virtio_ipsec.wire.net_config import NET_CONFIG
 from virtio_ipsec.wire.numbers import CtrlAck, CtrlClass, CtrlMq, CtrlRx, Feature, has
 
@@ -34,9 +34,10 @@ def command(bench: Bench, ctrl_class: int, number: int, data: bytes) -> bool:
 
 
 def use_pairs(bench: Bench, pairs: int) -> None:
-    """Put ``pairs`` queue pairs into use. Ends the case when the device refuses."""
-    if not command(bench, CtrlClass.MQ, CtrlMq.VQ_PAIRS_SET, pairs.to_bytes(2, "little")):
-        raise CheckFailed(f"the device refused {pairs} queue pairs")
+    """Put ``pairs`` queue pairs into use. Raises CommandFailed when the device refuses."""
+    demand(
+        command(bench, CtrlClass.MQ, CtrlMq.VQ_PAIRS_SET, pairs.to_bytes(2, "little")), f"{pairs} queue pairs"
+    )
 
 
 def switch(bench: Bench, number: CtrlRx, on: bool) -> bool:
@@ -45,13 +46,12 @@ def switch(bench: Bench, number: CtrlRx, on: bool) -> bool:
 
 
 def demand(accepted: bool, what: str) -> None:
-    """End the case when the device refused what the case rests on."""
+    """CommandFailed, which ends the case as ERROR, when the device refused what the case rests on."""
     if not accepted:
-        raise CheckFailed(f"the device refused {what}")
+        raise CommandFailed(f"the device refused {what}", status=AdminStatus.EINVAL, qualifier=0)
 
 
 def only_own_address(bench: Bench) -> None:
     """Leave promiscuous mode: unicast frames for other addresses are dropped from here on."""
     for number in (CtrlRx.PROMISC, CtrlRx.ALLMULTI):
-        if not command(bench, CtrlClass.RX, number, b"\0"):
-            raise CheckFailed(f"the device refused {number.name} off")
+        demand(switch(bench, number, on=False), f"{number.name} off")

@@ -17,13 +17,14 @@ from virtio_ipsec.conformance.flows import (
     Match,
     match,
     protocol,
+    set_limits,
     udp_port,
 )
 from virtio_ipsec.conformance.frames import UDP
 from virtio_ipsec.conformance.verdict import Unsupported
 from virtio_ipsec.errors import AdminQualifier, AdminStatus
 from virtio_ipsec.wire.flow_filter import FF_CLASSIFIER, FF_GROUP, FF_RULE, FfClassifier, FfGroup, FfRule
-from virtio_ipsec.wire.numbers import CapId, FfAction, Opcode, SelectorFlag, SelectorType
+from virtio_ipsec.wire.numbers import CapId, Feature, FfAction, Opcode, SelectorFlag, SelectorType
 
 TYPES = (GROUP, CLASSIFIER, RULE)
 MATCH = udp_port(4, 4001)
@@ -150,6 +151,21 @@ def disabled_capability(bench: Bench) -> None:
                     reply,
                 )
                 bench.reading("E34", f"{status_name(reply.status)}, {qualifier_name(reply.qualifier)}")
+    # No groups, no classifiers, no rules: disabled as well (E34). Something of one kind is not.
+    bench.start()
+    bench.admin.use_everything()
+    flows = Flows(bench)
+    for counts in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)):
+        limits = dict(zip(("groups_limit", "classifiers_limit", "rules_limit"), counts, strict=True))
+        set_limits(bench, replace(flows.offered, **limits))
+        reply = flows.put_group(0, 1)
+        none = reply.outcome in DISABLED if not any(counts) else reply.ok is bool(counts[0])
+        text = f"CREATE of a group with limits {counts}"
+        bench.check(
+            "NET-FF-DEV-03", none, f"{text}: {'disabled' if not any(counts) else 'by its limit'}", reply
+        )
+        if reply.ok:
+            demand(flows.destroy(GROUP, 0))
 
 
 @case("ff-group-priority-taken", "NET-FF-DEV-04", needs=("admin", "flow_filter"))
@@ -278,7 +294,7 @@ def rule_queue(bench: Bench) -> None:
     """A DIRECT_RX_VQ rule to something that is no receive queue is refused.
 
     vq_index 1 is a transmit queue, the index of the administration virtqueue and 0xffff are no receive
-    queues either; vq_index 0 is one.
+    queues either; vq_index 0 is one. Without multiqueue there is no other.
     """
     flows = _rule_base(bench)
     flows.need_action(FfAction.DIRECT_RX_VQ)
@@ -287,6 +303,14 @@ def rule_queue(bench: Bench) -> None:
         _refused(bench, flows.put_rule(0, replace(direct, vq_index=index)), f"vq_index {index}")
     reply = flows.put_rule(0, direct)
     bench.check("NET-FF-DEV-09", reply.ok, "a rule with vq_index 0 is accepted", reply)
+    bench.start(without=(Feature.NET_F_MQ, Feature.NET_F_RSS))
+    bench.admin.use_everything()
+    flows = Flows(bench)
+    flows.group(1)
+    flows.classifier(*MATCH)
+    for index in (2, 4):
+        reply = flows.put_rule(0, replace(direct, vq_index=index))
+        _refused(bench, reply, f"vq_index {index} with a single queue pair")
 
 
 @case("ff-rule-priority", "NET-FF-DEV-09", needs=("admin", "flow_filter"))

@@ -9,7 +9,7 @@ from virtio_ipsec.conformance.bench import Bench
 from virtio_ipsec.conformance.case import case
 from virtio_ipsec.conformance.datapath import OUTBOUND, DataPath, try_open
 from virtio_ipsec.conformance.frames import TCP, Shape, ip_of
-from virtio_ipsec.conformance.packets import PEER_MAC
+from virtio_ipsec.conformance.packets import PEER_MAC, RECEIVE_BUFFERS
 from virtio_ipsec.ipsec.process import Inbound
 from virtio_ipsec.wire.net_header import NetHdr
 from virtio_ipsec.wire.numbers import Feature, HdrFlag, has
@@ -349,3 +349,9 @@ def rx_single_buffer(bench: Bench) -> None:
         "a packet that does not fit into one buffer is dropped",
         f"{len(came)} buffers used",
     )
+    for _ in range(RECEIVE_BUFFERS):
+        bench.packets.inject(frame)
+    small = _in(bench, frames.packet(bench.octets(40)))
+    came = bench.packets.receive(small)
+    kept = len(came) == 1 and bench.same(small, came[0].frame)
+    bench.check("NET-RXB-DEV-02", kept, "its buffer is there for the next packet", f"{len(came)} packets")

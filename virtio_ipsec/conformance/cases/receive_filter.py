@@ -220,7 +220,8 @@ def rx_mac_address(bench: Bench) -> None:
         old = bench.packets.mac
         name = address.hex(":")
         _check(bench, "NET-CTL-DEV-17", {name: address}, False, "before MAC_ADDR_SET")
-        demand(command(bench, CtrlClass.MAC, CtrlMac.ADDR_SET, address), f"the address {name}")
+        accepted = command(bench, CtrlClass.MAC, CtrlMac.ADDR_SET, address)
+        bench.require("NET-CTL-DEV-16", accepted, f"MAC_ADDR_SET to {name} is acknowledged", accepted)
         shown = NET_CONFIG.parse(bench.target.read_config(0, NET_CONFIG.fixed_size)).mac
         bench.check("NET-CTL-DEV-16", shown == address, f"the configuration shows {name}", shown.hex(":"))
         bench.packets.sentinel_to = BROADCAST

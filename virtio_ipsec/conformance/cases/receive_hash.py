@@ -70,6 +70,9 @@ def _plain(bench: Bench, version: int) -> list[Sample]:
         found.append((name, flow, arriving(bench, flow.packet(bench.octets(30)))))
     flow = new_flow(bench, version, TCP)
     found.append(("TCP with a VLAN tag", flow, frames.tagged(arriving(bench, flow.packet(bytes(20))), 5)))
+    flow = new_flow(bench, version, OTHER)
+    packet = flow.packet(b"")
+    found.append(("a header alone", flow, arriving(bench, packet)[: 14 + len(packet)]))
     # Ethernet padding lies behind the packet: what stands there is no port.
     for protocol in (TCP, UDP):
         short = replace(new_flow(bench, version, protocol), ports=b"")
@@ -97,11 +100,13 @@ def rx_hash_ipv4(bench: Bench) -> None:
     flow = new_flow(bench, 4, UDP)
     packet = flow.packet(bench.octets(30))
     samples.append(("UDP behind IPv4 options", flow, arriving(bench, frames.with_options(packet))))
-    later = bytearray(flow.packet(bench.octets(40)))
-    later[6:8] = (0x2000 | 3).to_bytes(2)
-    later[10:12] = bytes(2)
-    later[10:12] = frames.checksum(bytes(later[:20])).to_bytes(2)
-    samples.append(("a later fragment", replace(flow, ports=b""), arriving(bench, bytes(later))))
+    for place in (1, 3, 0x1000):
+        later = bytearray(flow.packet(bench.octets(40)))
+        later[6:8] = (0x2000 | place).to_bytes(2) if place < 0x1000 else place.to_bytes(2)
+        later[10:12] = bytes(2)
+        later[10:12] = frames.checksum(bytes(later[:20])).to_bytes(2)
+        frame = arriving(bench, bytes(later))
+        samples.append((f"a fragment at {place}", replace(flow, ports=b""), frame))
     for octets in (KEY_OCTETS, 16):
         _judge(bench, "INF-46", _masks(V4, supported), samples, bench.octets(octets))
 
