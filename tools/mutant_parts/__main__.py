@@ -120,7 +120,8 @@ def _matrix(jobs: int, document: dict[str, Any]) -> bool:
 
 def _faults(arguments: argparse.Namespace, document: dict[str, Any]) -> None:
     chosen = sample(arguments.faults, arguments.seed, ROOMS)
-    known = reviewed.load()
+    reviews = reviewed.load()
+    known = {f.name: why for f in chosen if (why := reviewed.reason_for(f.name, reviews))}
     asked = [fault for fault in chosen if arguments.recheck or fault.name not in known]
     outcomes: list[Outcome] = []
     for number, outcome in enumerate(judge.Judge().judge(asked, arguments.jobs), 1):
