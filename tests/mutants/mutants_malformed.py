@@ -197,3 +197,27 @@ class MemberBlamedForRules(OthersBlamed):
 
     types = frozenset({ResourceType.NET_FF_RULE})
     instead = InvalidMember
+
+
+# -- lengths ----------------------------------------------------------------------------------------------
+
+
+@mutant("INF-07")
+class OneOctetOfLength(Receiver):
+    """Of IPv6 packets longer than 255 octets only so many are looked at."""
+
+    def open(self, packet: Packet, *, required: bool) -> bool:
+        view = packet.headers
+        if view.version == 6 and view.end - view.l3 - 40 > 255:
+            packet.headers = replace(view, end=view.l3 + 40 + (view.end - view.l3 - 40) % 256)
+        return super().open(packet, required=required)
+
+
+@mutant("INF-08")
+class NoPayloadNoPacket(Transmitter):
+    """A datagram without payload is not sealed."""
+
+    def protect(self, sa: OutboundSa, frame: bytes, l3: int) -> bytes:  # type: ignore[override]
+        if len(frame) == 60 and frame[14 + 9] == PROTO_UDP and frame[14 + 24 : 14 + 26] == b"\0\x08":
+            raise PacketError(Reason.MALFORMED)
+        return super().protect(sa, frame, l3)

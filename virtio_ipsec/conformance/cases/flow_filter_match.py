@@ -58,6 +58,12 @@ def _check(bench: Bench, clause: str, frame: bytes, times: int, what: str) -> No
     bench.check(clause, len(came) == times, f"{what}: delivered {times} times", f"{len(came)} times")
 
 
+def _fragment(packet: bytes, place: int) -> bytes:
+    """An IPv4 packet as a fragment that is not the first."""
+    head = packet[:6] + place.to_bytes(2) + packet[8:10] + bytes(2) + packet[12:20]
+    return head[:10] + frames.checksum(head).to_bytes(2) + head[12:] + packet[20:]
+
+
 @case("ff-match-under-mask", "INF-28", needs=("admin", "flow_filter", "wire"))
 def match_under_mask(bench: Bench) -> None:
     """A rule matches when the fields under the masks equal its key, whatever the other fields hold.
@@ -73,6 +79,9 @@ def match_under_mask(bench: Bench) -> None:
         _check(
             bench, "INF-28", _udp(bench, X ^ 1 << bit), 1, f"a packet that differs in bit {bit} of the port"
         )
+    for place in (1, 0x100):
+        later = _fragment(frames.packet(bench.octets(24), Shape(dport=X)), place)
+        _check(bench, "INF-28", _frame(bench, later), 1, f"a fragment at {place}, which has no ports")
     other = _frame(bench, frames.packet(shape=Shape(protocol=TCP, dport=X)))
     _check(bench, "INF-28", other, 1, "a TCP segment to that port")
 

@@ -71,8 +71,8 @@ def _plain(bench: Bench, version: int) -> list[Sample]:
     flow = new_flow(bench, version, TCP)
     found.append(("TCP with a VLAN tag", flow, frames.tagged(arriving(bench, flow.packet(bytes(20))), 5)))
     flow = new_flow(bench, version, OTHER)
-    packet = flow.packet(b"")
-    found.append(("a header alone", flow, arriving(bench, packet)[: 14 + len(packet)]))
+    alone = flow.packet(b"")
+    found.append(("a header alone", flow, arriving(bench, alone)[: 14 + len(alone)]))
     # Ethernet padding lies behind the packet: what stands there is no port.
     for protocol in (TCP, UDP):
         short = replace(new_flow(bench, version, protocol), ports=b"")
@@ -165,8 +165,17 @@ def _with_headers(bench: Bench, protocol: int) -> Iterator[Sample]:
     yield sample("options, routing", replace(plain, way=way), (HOP_BY_HOP, pad), (ROUTING, route))
     both = replace(plain, home=home, way=way)
     yield sample("routing, home address", both, (ROUTING, route), (DESTINATION, homes[0]))
+    dangling = bytes((1, 3, 0, 0, 0, 1))
+    yield sample("options that end within one", plain, (DESTINATION, dangling))
     whole = bytes(2) + bench.octets(4)
     yield sample("a fragment header of a whole packet", plain, (FRAGMENT, whole))
+    for field in (0x0008, 0x0800, 0x8000):
+        later = replace(plain, ports=b"")
+        yield (
+            f"protocol {protocol}, a later fragment",
+            later,
+            arriving(bench, _extended(plain, body, (FRAGMENT, field.to_bytes(2) + bench.octets(4)))),
+        )
 
 
 @case("rx-hash-ipv6-extensions", "INF-48", "INF-49", needs=("wire",))
