@@ -216,10 +216,10 @@ class IdsAscend(ObjectStore):
 class SmallTable(AdminCommands):
     """There is room for 20 SAs."""
 
-    room = 20
+    most = 20
 
     def resource_obj_create(self, command: AdminCommand) -> bytes:
-        if sum(len(self.objects.ids()[kind]) for kind in (OUTBOUND, INBOUND)) >= self.room:
+        if sum(len(self.objects.ids()[kind]) for kind in (OUTBOUND, INBOUND)) >= self.most:
             raise NoSpace("no room")
         return super().resource_obj_create(command)
 
