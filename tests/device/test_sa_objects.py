@@ -13,7 +13,7 @@ from virtio_ipsec.errors import NoSuchObject, PacketError, Reason
 from virtio_ipsec.wire.ipsec import IpsecSaCap
 
 OUTB, INB = 0x203, 0x204
-OK, ENXIO, EEXIST, INVALID_FIELD, ENOSPC = (0, 0), (6, 3), (17, 3), (22, 3), (28, 6)
+OK, ENXIO, EBUSY, EEXIST, INVALID_FIELD, ENOSPC = (0, 0), (6, 3), (16, 3), (17, 3), (22, 3), (28, 6)
 ESP_TUNNEL, ESP_TRANSPORT, AH_TUNNEL, AH_TRANSPORT = 1, 2, 3, 4
 CTR, GMAC, CBCMAC, SHA256 = 4, 41, 49, 4
 
@@ -79,6 +79,22 @@ def test_an_internal_table_can_be_full_before_the_limit(make: Callable[..., Any]
     assert guest.create(INB, 1, layouts.inbound(spi=7)) == ENOSPC
     assert guest.destroy(INB, 0) == OK
     assert guest.create(OUTB, 1, layouts.sa()) == OK
+
+
+@pytest.mark.parametrize("kind", [OUTB, INB])
+def test_no_sa_is_made_in_a_device_that_is_being_migrated(guest: Any, layouts: Any, kind: int) -> None:
+    """It could not go along (E80); what is there can still be destroyed."""
+    data = layouts.sa() if kind == OUTB else layouts.inbound()
+    assert guest.create(kind, 0, data) == OK
+    guest.device.set_leaving(True)
+    other = layouts.sa(spi=7) if kind == OUTB else layouts.inbound(spi=7)
+    assert guest.create(kind, 1, other) == EBUSY
+    assert guest.query(kind, 1).code == ENXIO
+    assert guest.destroy(kind, 0) == OK
+    guest.device.reset()
+    assert guest.device.context.is_leaving
+    guest.device.set_leaving(False)
+    assert not guest.device.context.is_leaving
 
 
 BAD = {

@@ -112,6 +112,9 @@ def test_sas_of_a_driver_are_not_migrated(caplog: pytest.LogCaptureFixture) -> N
         assert "cannot be migrated" in caplog.text
         bench.port.device.context.inbound.clear()
         assert front.u64(say.SET_FEATURES, PROTOCOL | say.LOG_ALL, ack=True) == 0
+        assert bench.port.device.context.is_leaving, "an SA made now would stay behind"
+        assert front.u64(say.SET_FEATURES, PROTOCOL, ack=True) == 0
+        assert not bench.port.device.context.is_leaving
 
 
 def test_a_driver_that_breaks_a_ring_reads_so_in_the_status() -> None:

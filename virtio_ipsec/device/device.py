@@ -82,6 +82,7 @@ class Device:
         self._members: Members | None = None
         self._status = 0
         self._driver_features = 0
+        self._is_leaving = False
         #: Those whose workers count.
         self._fast_rings: list[FastRings] = []
         #: How often it was reset, for whoever has prepared something that a reset makes void.
@@ -103,10 +104,16 @@ class Device:
             rx_filter=RxFilter(mac=self.config.mac),
             counters=self._counters,
             fast=self.fast,
+            is_leaving=self._is_leaving,
         )
         self.transmitter = self.transmitter_class(self.context)
         self.receiver = self.receiver_class(self.context)
         self._adopt(0)
+
+    def set_leaving(self, on: bool) -> None:
+        """Whether memory is being copied for another device to go on with, a reset in between or not: until it is not,
+        CREATE of an SA ends with EBUSY (ledger E80)."""
+        self._is_leaving = self.context.is_leaving = on
 
     def _adopt(self, features: int) -> None:
         """The negotiated features, and the parts whose rules follow from them."""

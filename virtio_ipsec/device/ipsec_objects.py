@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from virtio_ipsec.device.capabilities import IPSEC_CAPS
 from virtio_ipsec.device.engines import AnyInboundSa, AnyOutboundSa
 from virtio_ipsec.device.objects import ObjectKind, Record
-from virtio_ipsec.errors import InvalidField, NoSpace
+from virtio_ipsec.errors import Busy, InvalidField, NoSpace
 from virtio_ipsec.ipsec.params import BadSaParameters, SaParams
 from virtio_ipsec.ipsec.sa import InboundSa, OutboundSa
 from virtio_ipsec.wire.ipsec import IpsecSa, ModeCap
@@ -39,7 +39,9 @@ class SaKind(ObjectKind[IpsecSa, Any]):
             raise InvalidField(f"SA id {object_id}: limit {self.limit()}", clause="NET-IPSEC-DEV-05")
 
     def check_room(self) -> None:
-        """The device has room for one more SA (RO-DEV-03, RO-DEV-07)."""
+        """The device has room for one more SA (RO-DEV-03, RO-DEV-07), and is there to stay."""
+        if self.context.is_leaving:
+            raise Busy("SAs cannot be migrated, and migration has begun")
         room = self.context.config.sa_table_size
         if room is not None and len(self.context.outbound) + len(self.context.inbound) >= room:
             raise NoSpace(f"room for {room} SAs", clause="RO-DEV-07")

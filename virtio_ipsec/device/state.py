@@ -110,6 +110,8 @@ class DataPlaneContext:
     python_inbound: int = 0
     #: The C tables, when the device has a fast path.
     fast: FastPath | None = None
+    #: The device's memory is being copied to go on elsewhere: no SA is made, for none could go along (ledger E80).
+    is_leaving: bool = False
 
     def has(self, feature: Feature) -> bool:
         """Whether the feature was negotiated."""

@@ -137,6 +137,8 @@ class ServedPort:
         """The dirty log: stores into guest memory are noted there from now on. Those into rings as their places say."""
         with self._lanes.parked():
             self._log_view = view
+            with self.lock:
+                self.device.set_leaving(view is not None)
             if native.available():
                 fast_memory(self._memory).set_log(view)
 
@@ -260,6 +262,7 @@ class ServedPort:
                     os.close(slot.kick)
                     slot.kick = None
             with self.lock:
+                self.device.set_leaving(False)
                 self._memory = GuestMemory.anonymous(4096)
                 self._around.rings = PortRings(self._exchange, self._memory)
 
