@@ -42,6 +42,10 @@ class Place:
         length = int.from_bytes(frame[at + 2 : at + 4] if self.version == 4 else frame[at + 4 : at + 6])
         self.end = at + length + (0 if self.version == 4 else 40)
 
+    def whole(self, frame: bytes) -> bool:
+        """Whether the packet is all there, behind headers without options."""
+        return frame[self.at] in {0x45, 0x60} and self.payload <= self.end <= len(frame)
+
     def pseudo(self, frame: bytes) -> bytes:
         length = self.end - self.l4
         if self.version == 4:
@@ -105,14 +109,18 @@ class LargeReceiver(Receiver):
 
     def kind(self, frame: bytes) -> Hashable:
         """What the packets of a run have in common; None for a frame that is delivered as it is."""
-        if frame[12:14] not in {b"\x08\0", b"\x86\xdd"} or frame[L2 + 9] in {0, 50, 51} or len(frame) < 80:
+        if len(frame) < 80 or frame[12:14] not in {b"\x08\0", b"\x86\xdd"} or frame[L2 + 9] in {0, 50, 51}:
             return None
         outer = Place(frame)
-        if outer.protocol not in {TCP, UDP}:
+        if outer.protocol not in {TCP, UDP} or not outer.whole(frame):
             return None
         tunnel = outer.protocol == UDP and int.from_bytes(frame[outer.l4 + 2 : outer.l4 + 4]) == VXLAN_PORT
+        if tunnel and len(frame) < outer.l4 + TO_INNER + 40:
+            return None
         inner = Place(frame, outer.l4 + TO_INNER) if tunnel else outer
         summed = any(frame[outer.l4 + 6 : outer.l4 + 8])
+        if not inner.whole(frame):
+            return None
         if (inner.protocol, inner.version) not in NEEDS or not inner.right(frame):
             return None
         if tunnel and summed and not (outer.right(frame) and self.outer_allowed()):
