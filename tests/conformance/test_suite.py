@@ -35,13 +35,18 @@ UNSUPPORTED_IN = {
     "virtio-1.4": frozenset[str](),
     "rfc-2025-01": frozenset(
         {
+            "admin-qualifier-of-parts",
             "group-member-ids",
             "member-mode-again",
             "member-reset-parts",
             "member-stopped-queues",
             "member-stopped-registers",
             "parts-device-features",
+            "parts-given-back",
             "parts-lengths",
+            "parts-metadata",
+            "parts-objects",
+            "parts-other-state",
             "parts-read",
             "parts-read-only",
             "parts-set",

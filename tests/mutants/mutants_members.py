@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from typing import Any
 
 from registry import mutant
 
 from virtio_ipsec.device.admin import LIST_COMMANDS, AdminCommands
+from virtio_ipsec.device.member_commands import MemberCommands
 from virtio_ipsec.device.member_parts import MemberParts
 from virtio_ipsec.device.members import FunctionState
-from virtio_ipsec.errors import Busy
+from virtio_ipsec.errors import Busy, InvalidField, InvalidGroup
 from virtio_ipsec.ring.base import DeviceQueue
 from virtio_ipsec.ring.chain import Chain
 from virtio_ipsec.transport.loopback_members import LoopbackMember
-from virtio_ipsec.wire.admin import AdminCommand
+from virtio_ipsec.wire.admin import AdminCommand, ObjectCommand
 from virtio_ipsec.wire.device_parts import PARTS_SET, Part, PartType, parts_build, parts_parse
 from virtio_ipsec.wire.numbers import GroupType
 
@@ -69,7 +71,7 @@ class Rewritten(MemberParts):
         return super().parts_set(number, PARTS_SET.build(replace(request, parts=parts)), room)
 
 
-@mutant("DP-DEV-02", members=2)
+@mutant("DP-DEV-02", "DP-DEV-01", "DP-DEV-05", members=2)
 class PartsLeftOutLater(Rewritten):
     """Only the first answer holds what the control queue has set."""
 
@@ -217,7 +219,7 @@ class RunningIsNotResumed(SameModeIsRefused):
     refused = False
 
 
-@mutant("DP-DEV-18", members=2)
+@mutant("DP-DEV-18", "DP-DEV-05", members=2)
 class BusyBehindAReset(MemberParts):
     """The first DEV_MODE_SET or DEV_PARTS_SET behind a reset of the member is refused."""
 
@@ -282,12 +284,12 @@ class WritesNothingBack(LoopbackMember):
         super().vanish()
 
 
-@mutant("DP-DEV-09", "DP-DEV-10", members=2)
+@mutant("DP-DEV-09", "DP-DEV-10", "DP-DEV-21", members=2)
 class StopsInTheMiddle(WritesNothingBack):
     """The command that stops a member completes while buffers are under way."""
 
 
-@mutant("DP-DEV-10", "DP-DEV-09", members=2)
+@mutant("DP-DEV-10", "DP-DEV-09", "DP-DEV-21", members=2)
 class StopsWithoutWritingBack(WritesNothingBack):
     """Buffers that a member has seen are not used when it is stopped."""
 
@@ -342,3 +344,73 @@ class NoResetWhileStopped(LoopbackMember):
     def write_status(self, value: int) -> None:
         if not self.stopped:
             super().write_status(value)
+
+
+@mutant("RO-DEV-10", members=2)
+class PartsObjectsOfOnePurpose(MemberParts):
+    """QUERY says of every object that it gets parts."""
+
+    def query(self, number: int, command: ObjectCommand) -> bytes:
+        return bytes(len(super().query(number, command)))
+
+
+@mutant("CAP-DEV-07", members=2)
+class PartsObjectsHoldNoCapability(MemberCommands):
+    """The capability of device parts can be taken back under its objects."""
+
+    def in_use(self, types: Iterable[int]) -> bool:
+        return False
+
+
+@mutant("DP-DEV-01", members=2)
+class CountsOneMore(MemberParts):
+    """Metadata tell of one part more than there are."""
+
+    def metadata_get(self, number: int, data: bytes, room: int) -> bytes:
+        answer = super().metadata_get(number, data, room)
+        return (answer[0] + 1).to_bytes(1) + answer[1:]
+
+
+@mutant("DP-DEV-05", members=2)
+class ControlPartsAreForgotten(Rewritten):
+    """What the driver has set through the control queue is not taken over."""
+
+    def incoming(self, number: int, parts: tuple[Part, ...]) -> Iterable[Part]:
+        return (part for part in parts if part.part_type != PartType.NET_CVQ_CFG)
+
+
+@mutant("DP-DEV-22", "DP-DEV-18", members=2)
+class PendingPartsOutliveAReset(MemberParts):
+    """What was set in a stopped member counts although its driver has reset it since."""
+
+    def _pending_of(self, number: int) -> Any:
+        return self._pending.get(number) if self._member(number).stopped else None
+
+
+@mutant("INF-59", members=2)
+class PartsBlameTheGroup(MemberParts):
+    """Whatever is wrong with parts, the group is blamed."""
+
+    def parts_set(self, number: int, data: bytes, room: int) -> bytes:
+        try:
+            return super().parts_set(number, data, room)
+        except InvalidField as error:
+            raise InvalidGroup(str(error)) from error
+
+
+@mutant("DP-DEV-20", members=2)
+class StopToggles(MemberParts):
+    """Stopping a stopped member sets it going."""
+
+    def mode_set(self, number: int, data: bytes, room: int) -> bytes:
+        if data[0] and self._member(number).stopped:
+            return super().mode_set(number, bytes(1), room)
+        return super().mode_set(number, data, room)
+
+
+@mutant("DP-DEV-22", members=2)
+class VanishesWithoutReset(LoopbackMember):
+    """A virtual function that comes back is what it was."""
+
+    def vanish(self) -> None:
+        self.stopped = self.live = False

@@ -9,12 +9,14 @@ from virtio_ipsec.conformance.bench import Bench
 from virtio_ipsec.conformance.verdict import Unsupported
 from virtio_ipsec.wire.admin import OBJECT_COMMAND, ObjectCommand, id_bitmap_parse
 from virtio_ipsec.wire.device_parts import (
+    DEV_PARTS_CAP,
     DEV_PARTS_OBJECT,
     METADATA_COMMAND,
     MODE_SET,
     PARTS_GET,
     PARTS_SET,
     DevMode,
+    DevPartsCap,
     DevPartsObject,
     MetadataCommand,
     ModeCommand,
@@ -58,13 +60,17 @@ class PartsBench:
     Raises Unsupported when the group knows no device parts.
     """
 
-    def __init__(self, bench: Bench, *, want: Iterable[Feature] = ()) -> None:
+    def __init__(
+        self,
+        bench: Bench,
+        *,
+        want: Iterable[Feature] = (),
+        without: Iterable[Feature] = (),
+        limits: DevPartsCap | None = None,
+    ) -> None:
         self.bench = bench
         bench.start()
-        bench.admin.use_everything()
-        if not use_group(bench) >= PARTS | RESOURCES:
-            raise Unsupported("the SR-IOV group has no commands for device parts")
-        bench.admin.accept_caps(CapId.DEV_PARTS_CAP)
+        self.announce(limits)
         for number, kind in ((GETTER, PartsObject.GET), (SETTER, PartsObject.SET)):
             data = DEV_PARTS_OBJECT.build(DevPartsObject(kind))
             self.demand(
@@ -74,12 +80,31 @@ class PartsBench:
         self.vf = bench.member(1)
         # No administration queue of its own: what it could set up there is in no part.
         self.vf.start(
-            want=want, without=(Feature.F_ADMIN_VQ, Feature.NET_F_IPSEC, Feature.NET_F_OUT_NET_HEADER)
+            want=want,
+            without=(Feature.F_ADMIN_VQ, Feature.NET_F_IPSEC, Feature.NET_F_OUT_NET_HEADER, *without),
         )
 
-    def command(self, opcode: int, data: bytes) -> Reply:
+    def announce(self, limits: DevPartsCap | None = None) -> None:
+        """Commands and the capability of an owner that has just been started: how many objects, or as many as there
+        can be."""
+        admin = self.bench.admin
+        admin.use_everything()
+        if not use_group(self.bench) >= PARTS | RESOURCES:
+            raise Unsupported("the SR-IOV group has no commands for device parts")
+        if limits is None:
+            admin.accept_caps(CapId.DEV_PARTS_CAP)
+            return
+        most = DEV_PARTS_CAP.parse(demand(admin.cap_get(CapId.DEV_PARTS_CAP)).result)
+        if (
+            limits.get_parts_resource_objects_limit > most.get_parts_resource_objects_limit
+            or limits.set_parts_resource_objects_limit > most.set_parts_resource_objects_limit
+        ):
+            raise Unsupported(f"the device has room for fewer objects than {limits}")
+        demand(admin.cap_set(CapId.DEV_PARTS_CAP, DEV_PARTS_CAP.build(limits)))
+
+    def command(self, opcode: int, data: bytes, *, room: int = 1 << 16) -> Reply:
         """A command for member 1."""
-        return self.bench.admin.command(opcode, data, group=GroupType.SRIOV, member=1, room=1 << 16)
+        return self.bench.admin.command(opcode, data, group=GroupType.SRIOV, member=1, room=room)
 
     def demand(self, opcode: int, data: bytes) -> bytes:
         """The result of a command that has to work."""

@@ -194,18 +194,30 @@ def read_only(bench: Bench) -> None:
 def mode_again(bench: Bench) -> None:
     """Stopping a member that is stopped, and resuming one that runs, succeeds.
 
-    DEV_MODE_SET twice in a row with each mode, beginning with the member at work.
+    DEV_MODE_SET twice in a row with each mode, beginning with the member at work. The member does what the mode says:
+    it uses the buffers that it is told of, or leaves them alone.
     """
     it = PartsBench(bench)
+
+    def works() -> bool:
+        posted = transmit(it.vf, 1)
+        for _ in range(3):
+            it.vf.target.poll(it.vf.target.patience / 10)
+        it.vf.queues.collect(1)
+        return posted[0].completed
+
     for _ in range(2):
         reply = it.mode(0)
         bench.check("DP-DEV-21", reply.ok, "a member that runs is resumed", reply)
+    bench.check("DP-DEV-21", works(), "it runs")
     for _ in range(3):
         reply = it.mode(DevMode.STOPPED)
         bench.check("DP-DEV-20", reply.ok, "a member is stopped, again and again", reply)
+        bench.check("DP-DEV-20", not works(), "it stands still")
     for _ in range(2):
         reply = it.mode(0)
         bench.check("DP-DEV-21", reply.ok, "a member is resumed, again and again", reply)
+        bench.check("DP-DEV-21", works(), "it runs again")
 
 
 def transmit(vf: Bench, count: int, *, kick: bool = True) -> list[Buffer]:

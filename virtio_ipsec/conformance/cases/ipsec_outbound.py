@@ -22,8 +22,10 @@ from virtio_ipsec.crypto.algorithms import Kind, Suite
 from virtio_ipsec.ipsec.process import Inbound, find_spi
 from virtio_ipsec.wire.numbers import Feature, GsoType, HdrFlag, IpsecMode
 
-#: Enough packets to show a pattern in sequence numbers and IVs.
-LONG_RUN = 200
+#: Enough packets to show a pattern in sequence numbers and IVs, how many are sent at once, and how many are opened.
+LONG_RUN = 3000
+BATCH = 30
+OPENED = 20
 
 
 def _hides(suite: Suite) -> bool:
@@ -278,25 +280,34 @@ def out_not_ip(bench: Bench) -> None:
 def out_iv_unique(bench: Bench) -> None:
     """No IV comes twice, and sequence numbers are consecutive from 1 (ledger E42, E70).
 
-    200 packets of an SA; a repeated IV under one key is the end of its secrecy.
+    A thousand packets of an SA, many at a time; a repeated IV under one key is the end of its
+    secrecy. The first ones are opened, too. In a thin run there are fewer.
     """
     path = DataPath(bench)
     sa = path.outbound()
-    sealed = [path.send(sa, frames.packet(bench.octets(8))) for _ in range(LONG_RUN)]
-    whole = [left[0] for left in sealed if len(left) == 1]
-    found = [find_spi(packet) for packet in whole]
+    frame = bench.packets.codec.build(path.header(sa.id)) + path.frame(frames.packet(bench.octets(8)))
+    sealed: list[bytes] = []
+    batch = min(BATCH, bench.target.queue_max_size(1) // 2)
+    rounds = len(bench.sweep(range(LONG_RUN // batch)))
+    for _ in range(rounds):
+        for _ in range(batch):
+            bench.queues.submit(1, frame, kick=False)
+        bench.queues.kick(1)
+        sealed += bench.packets.emitted()
+    total = rounds * batch
+    found = [find_spi(ip_of(one)) for one in sealed]
     numbers = [header.sequence for header in found if header]
     nonces = {sa.nonce(header) for header in found if header}
-    opened = sum(isinstance(try_open(sa, packet), Inbound) for packet in whole)
+    opened = sum(isinstance(try_open(sa, ip_of(one)), Inbound) for one in sealed[:OPENED])
     for clause in ("INF-08", "RFC-09"):
-        bench.check(clause, opened == LONG_RUN, f"all {LONG_RUN} packets can be opened, none twice", opened)
+        wanted = min(OPENED, total)
+        bench.check(clause, opened == wanted, f"the first {wanted} packets can be opened, none twice", opened)
         if sa.suite.iv_len:
-            shown = f"{len(nonces)} of {LONG_RUN}"
-            bench.check(clause, len(nonces) == LONG_RUN, "no IV is used twice", shown)
+            bench.check(clause, len(nonces) == total, "no IV is used twice", f"{len(nonces)} of {total}")
         bench.check(
             clause,
-            numbers == list(range(1, LONG_RUN + 1)),
-            f"sequence numbers run from 1 to {LONG_RUN}",
+            numbers == list(range(1, total + 1)),
+            f"sequence numbers run from 1 to {total}",
             numbers[:8],
         )
 
