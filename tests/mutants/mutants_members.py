@@ -155,7 +155,7 @@ class StatusIsNotRestored(Rewritten):
             yield replace(part, value=b"\x01") if part.part_type == PartType.DEVICE_STATUS else part
 
 
-@mutant("DP-DEV-06", members=2)
+@mutant("DP-DEV-06", "DP-DEV-05", members=2)
 class LengthsAreMadeToFit(Rewritten):
     """Values are cut or filled up."""
 
@@ -166,7 +166,7 @@ class LengthsAreMadeToFit(Rewritten):
             yield replace(part, value=part.value[:size].ljust(size, b"\0"))
 
 
-@mutant("DP-DEV-07", members=2)
+@mutant("DP-DEV-07", "DP-DEV-06", members=2)
 class DeviceFeaturesIgnored(Rewritten):
     """DEV_FEATURES is not looked at."""
 

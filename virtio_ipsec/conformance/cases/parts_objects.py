@@ -153,10 +153,10 @@ def metadata(bench: Bench) -> None:
     answers; each part named alone; and all with a part named that the device does not have.
     """
     bench.start()
-    listed = use_group(bench)
-    if not listed & PARTS:
+    known = use_group(bench)
+    if not known & PARTS:
         raise Unsupported("the SR-IOV group has no commands for device parts")
-    missing = sorted((PARTS | RESOURCES) - listed)
+    missing = sorted((PARTS | RESOURCES) - known)
     bench.require("DP-DEV-01", not missing, "all commands that device parts need", f"not {missing}")
     it = PartsBench(bench)
     for when in ("running", "stopped"):
