@@ -167,6 +167,8 @@ class Bench:
             return has(offered, features[need])
         if need == "wire":
             return self.target.has_wire
+        if need == "status":
+            return getattr(self.target, "keeps_status", True)
         if need == "pci":
             return self._access is not None
         if need == "members":

@@ -24,6 +24,7 @@ NEEDS = {
     "modify_query": "the dialect has no RESOURCE_OBJ_MODIFY and RESOURCE_OBJ_QUERY for SAs",
     "wire": "the test bed has no wire: nothing can be injected or captured",
     "ctrl_vq": "the device offers no control virtqueue (VIRTIO_NET_F_CTRL_VQ)",
+    "status": "the back-end keeps no device status (VHOST_USER_PROTOCOL_F_STATUS)",
     "mq": "the device has a single queue pair",
     "members": "the device has no SR-IOV group of two members that the test bed reaches",
     "pci": "the test bed shows no PCI function",

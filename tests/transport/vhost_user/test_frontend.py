@@ -197,6 +197,9 @@ def test_a_kick_never_waits_for_the_back_end(make: Make) -> None:
 
 def test_a_plain_back_end_shows_no_control_queue_and_our_own_configuration(make: Make) -> None:
     offered = BASIC | mask(Feature.NET_F_MTU, Feature.NET_F_STATUS, Feature.NET_F_MQ) | 1 << 26
+    offered |= (
+        1 << 6 | 1 << 24 | 1 << 27
+    )  # of the legacy interface: linux/virtio_net.h, linux/virtio_config.h
     mac = bytes.fromhex("525400000001")
     link, peer = make(ACK, offered, options=Options(memory=1 << 20, config=NetConfig(mac=mac)))
     assert link.device_features() == mask(Feature.F_VERSION_1, Feature.F_RING_PACKED, Feature.NET_F_MAC)
@@ -237,8 +240,10 @@ def test_features_that_a_plain_back_end_refuses_are_not_ok(make: Make, protocol:
     link.write_status(11)
     assert link.status() == 11
     peer.refuse.clear()
-    for beyond in (Feature.NET_F_CTRL_VQ, Feature.F_ADMIN_VQ, Feature.NET_F_IPSEC):
-        link.write_driver_features(1 << 32 | mask(beyond))
+    unseen = (6, Feature.NET_F_CTRL_VQ, 24, 27, Feature.F_ADMIN_VQ, Feature.NET_F_IPSEC)
+    unoffered = Feature.NET_F_MTU, Feature.NET_F_MAC, Feature.NET_F_STATUS, Feature.NET_F_SPEED_DUPLEX
+    for beyond in (*unseen, *unoffered):
+        link.write_driver_features(1 << 32 | 1 << beyond)
         link.write_status(11)
         assert link.status() == 3
 

@@ -106,7 +106,7 @@ def subsets(bench: Bench) -> None:
         )
 
 
-@case("feature-foreign-bits", "BAS-FEAT-08")
+@case("feature-foreign-bits", "BAS-FEAT-08", needs=("status",))
 def foreign_bits(bench: Bench) -> None:
     """A set with a bit that was not offered does not get FEATURES_OK.
 

@@ -351,6 +351,7 @@ def rx_single_buffer(bench: Bench) -> None:
     )
     for _ in range(RECEIVE_BUFFERS):
         bench.packets.inject(frame)
+    bench.packets.delivered()
     small = _in(bench, frames.packet(bench.octets(40)))
     came = bench.packets.receive(small)
     kept = len(came) == 1 and bench.same(small, came[0].frame)

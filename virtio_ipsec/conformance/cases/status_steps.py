@@ -10,7 +10,7 @@ from virtio_ipsec.errors import AdminStatus
 from virtio_ipsec.wire.numbers import Direction, Status
 
 
-@case("status-steps", "INF-60")
+@case("status-steps", "INF-60", needs=("status",))
 def status_steps(bench: Bench) -> None:
     """Each step that the driver writes shows in the status field, and stays until the reset.
 

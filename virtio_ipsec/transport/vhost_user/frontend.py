@@ -30,7 +30,7 @@ from virtio_ipsec.transport.vhost_user.messages import (
     ProtocolFeature,
     Request,
 )
-from virtio_ipsec.transport.vhost_user.options import CONFIGURED, CONTROL, Options
+from virtio_ipsec.transport.vhost_user.options import CONFIGURED, CONTROL, LEGACY, Options
 from virtio_ipsec.transport.vhost_user.shared import SharedMemory
 from virtio_ipsec.transport.vhost_user.vrings import BEGIN, Vrings
 from virtio_ipsec.wire.net_config import NET_CONFIG
@@ -40,6 +40,8 @@ from virtio_ipsec.wire.numbers import Feature, Status, has, mask
 _BASE: Final = 0x1000_0000
 _F = ProtocolFeature
 _LOW: Final = (1 << 64) - 1
+#: Bits that a driver never sees of a back-end without the binding.
+_UNSEEN: Final = binding.TRANSPORT | binding.HIDDEN | CONTROL | LEGACY
 
 
 class VhostUserLink:
@@ -184,7 +186,7 @@ class VhostUserLink:
         """What the device offers through this link."""
         if self.has_binding:
             return self._device().device_features
-        offered = self._offered & ~(binding.TRANSPORT | binding.HIDDEN | CONTROL)
+        offered = self._offered & ~_UNSEEN
         if not self._channel.has(_F.CONFIG):
             offered &= ~CONFIGURED
             if any(self.options.config.mac):
@@ -197,7 +199,9 @@ class VhostUserLink:
         if self.has_binding:
             self._channel.tell(binding.SET_DRIVER_FEATURES, word)
         self._driver_features = word
-        beyond = 0 if self.has_binding else word & (~_LOW | binding.TRANSPORT | binding.HIDDEN | CONTROL)
+        beyond = 0 if self.has_binding else word & (~_LOW | _UNSEEN)
+        if not self.has_binding and not self._channel.has(_F.CONFIG):
+            beyond |= word & CONFIGURED & ~self.device_features()  # what is offered here is refused here
         self._withheld = int(Status.FEATURES_OK) if beyond else 0
         try:
             self._send_features()

@@ -38,6 +38,9 @@ CONTROL: Final = mask(
     Feature.NET_F_NOTF_COAL,
     Feature.NET_F_VQ_NOTF_COAL,
 )
+#: Bits of the legacy interface (GSO, NOTIFY_ON_EMPTY, ANY_LAYOUT). Back-ends offer them because they do not know which
+#: interface the driver uses; hypervisors take them away from one that uses the other.
+LEGACY: Final = 1 << 6 | 1 << 24 | 1 << 27
 #: Those that are about a field of the configuration space.
 CONFIGURED: Final = mask(
     Feature.NET_F_MAC, Feature.NET_F_STATUS, Feature.NET_F_MTU, Feature.NET_F_SPEED_DUPLEX

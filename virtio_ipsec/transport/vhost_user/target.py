@@ -42,6 +42,11 @@ class VhostUserTarget(VhostUserLink):
         )
         return {"protocol features": " ".join(agreed), "IPsec binding": bound}
 
+    @property
+    def keeps_status(self) -> bool:
+        """Whether the device status is the back-end's: otherwise it is kept here, and says nothing of the device."""
+        return self._channel.has(ProtocolFeature.STATUS)
+
     def reset(self) -> None:
         """Reset the device, over a new connection when the back-end has ended the old one."""
         try:
