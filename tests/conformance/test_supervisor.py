@@ -7,11 +7,13 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 
+from virtio_ipsec.cli.conformance import _summary
 from virtio_ipsec.cli.main import main
 from virtio_ipsec.conformance import bed, runner, supervisor
 from virtio_ipsec.conformance.bench import Bench
@@ -176,3 +178,33 @@ def test_a_target_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     (tmp_path / "latin.toml").write_bytes(b"\xff")
     with pytest.raises(ConfigError, match="not UTF-8"):
         bed.read(tmp_path / "latin.toml")
+
+
+def test_of_two_runs_of_a_case_the_graver_one_stands() -> None:
+    with LOOPBACK() as target:
+        fine = runner.run_case(make("sanity-start", good), target, 0)
+        identity = runner.identity_of(target)
+    without, hung = (replace(fine, verdict=verdict) for verdict in (Verdict.UNSUPPORTED, Verdict.WEDGED))
+    for results in ([without, hung], [hung, without], [fine, hung], [hung, fine]):
+        report = runner.report_of(identity, results, seed=0, seconds=0)
+        assert [case.verdict for case in report.cases] == [Verdict.WEDGED]
+        assert not report.passed
+
+
+@pytest.mark.parametrize("seconds", ["nan", "inf", "0", "-1"])
+def test_a_driver_is_not_awaited_for_times_that_there_are_not(
+    tmp_path: Path, seconds: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = f"vfio-user:{tmp_path}/s"
+    assert main(["conformance", "--driver", "--listen", where, f"--seconds={seconds}"]) == 2
+    assert capsys.readouterr().err == "virtio-ipsec: error: --seconds must be more than 0\n"
+
+
+def test_a_terminal_gets_no_control_characters_of_a_target(capfd: pytest.CaptureFixture[str]) -> None:
+    def speaks(bench: Bench) -> None:
+        raise TransportError("\x1b[31mred\x00")
+
+    report = supervisor.run(supervisor.Plan(LOOPBACK, [make("speaks", speaks)]))
+    assert "\x1b" in verdicts(report)["speaks"][1]
+    assert "\N{REPLACEMENT CHARACTER}[31mred" in _summary(report, partial=True)
+    assert not set("\x00\x1b") & set(_summary(report, partial=True))

@@ -50,6 +50,7 @@ from virtio_ipsec.conformance.reports.text import (
     coverage_line,
     explain,
     headline,
+    printable,
     to_markdown,
 )
 from virtio_ipsec.conformance.result import CaseResult, Report
@@ -321,7 +322,7 @@ def _summary(report: Report, *, partial: bool) -> str:
                 lines.append(f"  {group:<16} {', '.join(judged)}")
         lines.append(coverage_line(report))
     lines.append(headline(report))
-    return "\n".join(lines)
+    return printable("\n".join(lines))
 
 
 def _write(name: str, text: str) -> None:

@@ -81,7 +81,7 @@ def check(arguments: argparse.Namespace) -> None:
             raise ConfigError(f"--{given[0]} needs --listen")
     else:
         parse_where(arguments.listen)
-        if arguments.seconds is not None and arguments.seconds <= 0:
+        if arguments.seconds is not None and not 0 < arguments.seconds < 1e9:
             raise ConfigError("--seconds must be more than 0")
 
 

@@ -1,6 +1,7 @@
 """What a case works with: a device brought up step by step, commands and frames sent byte for byte.
 
-Unlike `driver.Driver` the bench obeys no rule that a case does not ask for. Keys it makes are random per run.
+Unlike `driver.Driver` the bench obeys no rule that a case does not ask for. Keys it makes follow from the seed and
+the case, like all test data: good for nothing but tests.
 Everything that goes through is traced, with key and salt bytes masked.
 """
 

@@ -20,7 +20,7 @@ from virtio_ipsec.conformance.result import (
     clause_verdicts,
 )
 from virtio_ipsec.conformance.target import Target
-from virtio_ipsec.conformance.verdict import FATAL, CheckFailed, Unsupported, Verdict, Wedged
+from virtio_ipsec.conformance.verdict import FATAL, CheckFailed, Unsupported, Verdict, Wedged, gravest
 from virtio_ipsec.errors import VirtioIpsecError
 from virtio_ipsec.specification import load_clauses
 
@@ -135,7 +135,7 @@ def report_of(
     found: dict[str, CaseResult] = {}
     for result in results:
         earlier = found.get(result.id)
-        if earlier is None or earlier.verdict is Verdict.PASS:
+        if earlier is None or gravest([earlier.verdict, result.verdict]) is not earlier.verdict:
             found[result.id] = result
     cases = tuple(found[name] for name in sorted(found))
     clauses = tuple(c for c in load_clauses() if identity.dialect in c.dialects)

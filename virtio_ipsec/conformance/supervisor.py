@@ -196,3 +196,5 @@ def _serve(plan: Plan, connection: Connection, near: Connection) -> None:
         return
     except VirtioIpsecError as error:
         connection.send(error)
+    except Exception as error:  # of a target that is not ours: one line like any other, and no traceback
+        connection.send(TransportError(f"unexpected {type(error).__name__}: {error}"))

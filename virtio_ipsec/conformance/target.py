@@ -80,18 +80,32 @@ class Owner(Protocol):
 Factory = Callable[[str, Dialect], Target]
 
 
-def factories() -> dict[str, Factory]:
-    """Target name -> factory: the built-in ones and those of installed packages."""
-    found: dict[str, Factory] = {
-        "loopback": loopback,
-        "loopback-pci": loopback_pci,
-        "vhost-user": vhost_user,
-        "vfio-user": vfio_user,
-        "vfio": vfio,
-    }
-    for entry in entry_points(group=ENTRY_POINTS):
-        found.setdefault(entry.name, entry.load())
-    return found
+#: Target name -> what opens it.
+BUILT_IN: Mapping[str, Factory] = {
+    "loopback": loopback,
+    "loopback-pci": loopback_pci,
+    "vhost-user": vhost_user,
+    "vfio-user": vfio_user,
+    "vfio": vfio,
+}
+
+
+def factory(name: str) -> Factory:
+    """What opens targets of this name: a built-in one, else that of an installed package. Only the package that is
+    asked for is imported: one that is broken spoils its own target alone. ConfigError for an unknown name, and for a
+    package that cannot be imported."""
+    if name in BUILT_IN:
+        return BUILT_IN[name]
+    entries = {entry.name: entry for entry in entry_points(group=ENTRY_POINTS)}
+    if name not in entries:
+        known = ", ".join(sorted({*BUILT_IN, *entries}))
+        raise ConfigError(f"no target is called {name!r}; known: {known}")
+    try:
+        return cast(Factory, entries[name].load())
+    except Exception as error:  # whatever a foreign module does when it is imported
+        raise ConfigError(
+            f"target {name}: {entries[name].value} cannot be loaded: {type(error).__name__}: {error}"
+        ) from error
 
 
 @contextmanager
@@ -100,10 +114,7 @@ def open_target(uri: str, dialect: Dialect, wire: str | None = None) -> Iterator
     device's wire. Raises ConfigError for an unknown name, and for a wire where there is one already; and whatever
     TransportError the target raises when it cannot be reached."""
     name, _, argument = uri.partition(":")
-    known = factories()
-    if name not in known:
-        raise ConfigError(f"no target is called {name!r}; known: {', '.join(sorted(known))}")
-    target = known[name](argument, dialect)
+    target = factory(name)(argument, dialect)
     if wire is not None:
         target = _with_wire(target, wire)
     try:
