@@ -229,8 +229,32 @@ def test_a_difference_names_regressions_first(report: Report) -> None:
     text = diff.to_text(found)
     assert "! PASS        -> FAIL         case-pass" in text
     assert "+ WEDGED      -> PASS         case-wedged" in text
-    assert "3 cases changed: 1 fail now, 1 no longer fail" in text
+    assert "3 cases changed: 1 fail now, 0 are no longer judged, 1 no longer fail" in text
     assert json.loads(json.dumps(diff.to_json(found)))["cases"][1]["after"] is None
+
+
+def test_what_passed_and_is_not_judged_any_more_is_a_regression(report: Report) -> None:
+    """A firmware that stops offering what failed would look better than one that mends it."""
+    for after in (
+        replace(report, cases=tuple(case for case in report.cases if case.id != "case-pass")),
+        replace(
+            report,
+            cases=tuple(
+                replace(case, verdict=Verdict.UNSUPPORTED) if case.id == "case-pass" else case
+                for case in report.cases
+            ),
+        ),
+    ):
+        found = diff.difference(report, after)
+        assert found.regressed
+        assert "1 cases changed: 0 fail now, 1 are no longer judged" in diff.to_text(found)
+        assert not diff.difference(after, report).regressed
+
+
+def test_a_device_is_not_compared_with_a_driver(report: Report) -> None:
+    other = replace(report, identity=replace(report.identity, role="driver"))
+    with pytest.raises(ConfigError, match="a device and a driver"):
+        diff.difference(report, other)
 
 
 def test_the_command_line_shows_and_compares_reports(
@@ -246,7 +270,7 @@ def test_the_command_line_shows_and_compares_reports(
     assert main(["conformance", "show", str(second), "--junit", "-"]) == 0
     assert capsys.readouterr().out == to_junit(good)
     assert main(["conformance", "diff", str(first), str(second)]) == 0
-    assert "0 fail now, 4 no longer fail" in capsys.readouterr().out
+    assert "0 fail now, 0 are no longer judged, 4 no longer fail" in capsys.readouterr().out
     assert main(["conformance", "diff", str(second), str(first), "--json", "-"]) == 1
     assert json.loads(capsys.readouterr().out)["regressed"]
     assert main(["conformance", "show", str(tmp_path / "none.json")]) == 2

@@ -67,6 +67,13 @@ def test_a_case_without_end_is_wedged_and_the_others_are_judged(jobs: int) -> No
     assert not report.passed
 
 
+def test_a_target_on_which_nothing_ends_is_left_alone() -> None:
+    cases = [make(f"dies{n}", kills_its_process) for n in range(8)]
+    report = supervisor.run(supervisor.Plan(LOOPBACK, cases))
+    assert {case.verdict for case in report.cases} == {Verdict.WEDGED}
+    assert sum(case.reason.endswith("this one was not tried") for case in report.cases) == 3
+
+
 def test_a_device_that_cannot_be_reset_ends_the_run_where_it_hangs() -> None:
     cases = [make("dies", kills_its_process), make("good", good)]
     seed = next(n for n in range(9) if runner.order_of(cases, n)[0].id == "dies")

@@ -57,6 +57,7 @@ class Plain(Receiver):
     "INF-36",
     "NET-FF-DEV-10",
     "NET-FF-DEV-11",
+    "INF-38",
     "NET-FF-DEV-12",
     "NET-FF-DEV-13",
     "NET-FF-DEV-16",
@@ -68,7 +69,7 @@ class MasksIgnored(Plain):
         return b"\xff\xff" + selector.mask[2:] if selector.type == SelectorType.UDP else selector.mask
 
 
-@mutant("INF-28", "NET-FF-DEV-12", "NET-FF-DEV-13")
+@mutant("INF-28", "INF-32", "NET-FF-DEV-12", "NET-FF-DEV-13")
 class LowBitIgnored(Plain):
     """The last bit of a UDP port is not compared."""
 
@@ -202,7 +203,7 @@ class FirstNextHeader(Plain):
         return FrameView(headers.l3, 6, headers.ethertype, first, headers.l3 + 40, headers.end)
 
 
-@mutant("INF-32")
+@mutant("INF-32", "INF-28")
 class ControlBitsTogether(Plain):
     """TCP control bits are compared all together."""
 

@@ -49,12 +49,12 @@ class CreateReplaces(ObjectStore):
         super().check_new(records, command)
 
 
-@mutant("NET-IPSEC-DEV-04", "RO-DEV-01", "ADM-DEV-08", "AVQ-DEV-07")
+@mutant("NET-IPSEC-DEV-04", "RO-DEV-01", "ADM-DEV-08", "AVQ-DEV-07", "INF-60")
 class SecondCreateReplaces(CreateReplaces):
     """CREATE of an existing SA replaces it."""
 
 
-@mutant("RFC-36", "NET-IPSEC-DEV-04", "RO-DEV-01", "AVQ-DEV-07")
+@mutant("RFC-36", "NET-IPSEC-DEV-04", "RO-DEV-01", "AVQ-DEV-07", "INF-60")
 class SecondCreateReplacesRfc(CreateReplaces):
     """CREATE of an existing SA replaces it, in the older dialect."""
 

@@ -8,7 +8,7 @@ without a socket it is our own driver. Each `--face` is another device; a driver
 
 `conformance show REPORT.json` makes the other formats from a report of an earlier run; `conformance explain CASE` says
 what a case does and demands; `conformance diff A.json B.json` shows what changed between two runs and exits with 1
-when a case fails that did not fail before.
+when a case fails that did not fail before, or one that passed is no longer judged.
 
 examples:
   virtio-ipsec conformance

@@ -24,6 +24,8 @@ from virtio_ipsec.errors import TransportError, VirtioIpsecError
 
 #: Seconds that one case may take unless said otherwise; the longest takes a fraction of one on loopback.
 LIMIT = 60.0
+#: Cases one after the other that never end, after which the rest is not tried: a dead target is reported in minutes.
+MOST_HANGS = 5
 
 Open = Callable[[], AbstractContextManager[Target]]
 
@@ -103,8 +105,10 @@ class _Team:
     results: list[CaseResult] = field(default_factory=list)
     #: Of the device, once a worker has opened it.
     identity: Identity | None = None
-    #: Why the target can no longer be opened.
+    #: Why the target is not tried any more.
     gone: str = ""
+    #: Cases that have not ended since the last one that did.
+    hangs: int = 0
 
     def known_identity(self) -> Identity:
         """Who was tested; every case has found that out first."""
@@ -158,6 +162,7 @@ class _Team:
             self.identity = self.identity or said
         else:
             worker.case = None
+            self.hangs = 0
             self._note(said)
 
     def _give_up(self, worker: _Worker, reason: str) -> None:
@@ -166,6 +171,9 @@ class _Team:
         worker.end()
         if worker.case is not None:
             self._note(self._wedged(worker.case, reason))
+            self.hangs += 1
+            if self.hangs == MOST_HANGS:
+                self.gone = f"{MOST_HANGS} cases one after the other came to no end; this one was not tried"
             if not self.plan.reopen:
                 self.gone = f"the device hung in {worker.case.id} and cannot be reset"
         elif self.identity is None:

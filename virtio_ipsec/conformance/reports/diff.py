@@ -8,6 +8,10 @@ from typing import Any
 
 from virtio_ipsec.conformance.result import CaseResult, Report
 from virtio_ipsec.conformance.verdict import FATAL, GRAVITY, Verdict
+from virtio_ipsec.errors import ConfigError
+
+#: Verdicts of a statement that was looked at and does not fail the run.
+JUDGED = frozenset({Verdict.PASS, Verdict.WARN})
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +27,11 @@ class Change:
     def worse(self) -> bool:
         """Whether a verdict that lets a run pass became one that does not."""
         return self.after in FATAL and self.before not in FATAL
+
+    @property
+    def lost(self) -> bool:
+        """Whether what passed is no longer judged: not offered any more, or not part of the later run."""
+        return self.before in JUDGED and self.after in {None, Verdict.UNSUPPORTED, Verdict.SKIP}
 
     @property
     def better(self) -> bool:
@@ -41,12 +50,15 @@ class Difference:
 
     @property
     def regressed(self) -> bool:
-        """Whether a case fails that did not fail before."""
-        return any(change.worse for change in self.cases)
+        """Whether a case fails that did not fail before, or one that passed is no longer judged."""
+        return any(change.worse or change.lost for change in self.cases)
 
 
 def difference(before: Report, after: Report) -> Difference:
-    """What is different in ``after``."""
+    """What is different in ``after``. ConfigError when one is of a device and the other of a driver."""
+    if before.identity.role != after.identity.role:
+        roles = f"a {before.identity.role} and a {after.identity.role}"
+        raise ConfigError(f"{roles}: two reports of one kind are compared")
     return Difference(
         identity=_identity(before, after),
         cases=_changes(
@@ -71,7 +83,11 @@ def _changes(
         if first is not second:
             changes.append(Change(name, title, first, second))
     gravity = {verdict: place for place, verdict in enumerate(GRAVITY)}
-    return tuple(sorted(changes, key=lambda c: (not c.worse, -gravity.get(c.after or Verdict.SKIP, 0), c.id)))
+    return tuple(
+        sorted(
+            changes, key=lambda c: (not c.worse, not c.lost, -gravity.get(c.after or Verdict.SKIP, 0), c.id)
+        )
+    )
 
 
 def _identity(before: Report, after: Report) -> tuple[tuple[str, str, str], ...]:
@@ -122,8 +138,11 @@ def to_text(found: Difference) -> str:
     if found.readings:
         lines += ["", "readings of ambiguous text that changed:"]
         lines += [f"  {name}: {first} -> {second}" for name, first, second in found.readings]
-    worse, better = (sum(getattr(c, name) for c in found.cases) for name in ("worse", "better"))
-    lines += ["", f"{len(found.cases)} cases changed: {worse} fail now, {better} no longer fail"]
+    worse, lost, better = (sum(getattr(c, name) for c in found.cases) for name in ("worse", "lost", "better"))
+    lines += [
+        "",
+        f"{len(found.cases)} cases changed: {worse} fail now, {lost} are no longer judged, {better} no longer fail",
+    ]
     return "\n".join(lines).lstrip("\n") + "\n"
 
 
@@ -150,7 +169,7 @@ def to_json(found: Difference) -> dict[str, Any]:
 
 
 def _mark(change: Change) -> str:
-    return "!" if change.worse else "+" if change.better else " "
+    return "!" if change.worse or change.lost else "+" if change.better else " "
 
 
 def _name(verdict: Verdict | None) -> str:
