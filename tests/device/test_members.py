@@ -240,6 +240,7 @@ def test_a_member_that_does_not_appear_takes_those_before_it_along(owner: Any) -
     with pytest.raises(TransportError, match="shy"):
         it.group.enable(3)
     assert it.group.num_vfs is None
+    assert [vf.life for vf in it.vfs] == [["appear", "vanish"], ["vanish"], []]
     it.vfs[1].is_shy = False
     it.group.enable(2)
     assert [vf.life for vf in it.vfs] == [["appear", "vanish", "appear"], ["vanish", "appear"], []]

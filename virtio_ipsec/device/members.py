@@ -10,7 +10,7 @@ Locks: the owner's first, then a member's, never the other way round, and never 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -170,9 +170,14 @@ class SriovGroup:
             raise ConfigError(f"NumVFs {num_vfs}: at most {len(self._members)}")
         if self._num_vfs is None:
             self._purge()
-            for number, member in enumerate(self._members[:num_vfs]):
-                self._leaving = list(self._members[: number + 1])
-                member.appear()
+            try:
+                for number, member in enumerate(self._members[:num_vfs]):
+                    self._leaving = list(self._members[: number + 1])
+                    member.appear()
+            except TransportError:
+                with suppress(TransportError):
+                    self._purge()
+                raise
             self._leaving = []
             self._num_vfs = num_vfs
 

@@ -82,14 +82,17 @@ class Serving(ABC):
         if self._is_closed:
             return
         self._is_closed = True
-        if self._session is not None:
-            self._end(self._session)
-        elif self._timer is not None:
-            self._timer.cancel()
-        elif self._listener is not None:
-            self.port.loop.remove(self._listener.socket.fileno())
-        if self._listener is not None:
-            self._listener.close()
+        try:
+            if self._session is not None:
+                self.port.loop.remove(self._fd)
+                self._end(self._session)
+            elif self._timer is not None:
+                self._timer.cancel()
+            elif self._listener is not None:
+                self.port.loop.remove(self._listener.socket.fileno())
+        finally:
+            if self._listener is not None:
+                self._listener.close()
 
     def _await(self) -> None:
         """The next peer. One that comes while another is served waits."""
@@ -144,13 +147,24 @@ class Serving(ABC):
             wait = self._penalty
         else:
             return
-        self._end(session)
-        if wait:
-            self._later(wait)
+        self.port.loop.remove(self._fd)
+        self._let_go(session, wait)
+
+    def _let_go(self, session: Conversation, wait: int) -> None:
+        """Nobody else is served before all of this one is gone. That may take more than one attempt, for a thread of
+        the port can hang in memory that does not answer."""
+        try:
+            self._end(session)
+        except Exception as error:
+            self.port.count("failed_ends")
+            _log.warning("%s: the %s cannot be let go yet: %s", self.port.name, self.peer, str(error))
+            self._timer = self.port.loop.at(monotonic_ns() + _RETRY, partial(self._let_go, session, wait))
         else:
-            self._await()
+            if wait:
+                self._later(wait)
+            else:
+                self._await()
 
     def _end(self, session: Conversation) -> None:
         self._session = None
-        self.port.loop.remove(self._fd)
         session.close()

@@ -16,6 +16,8 @@ from functions import BASE, PLAIN, QUEUE, Ear
 from test_port import frame
 from vfio_client import Client, RemoteHost
 
+from virtio_ipsec.errors import TransportError
+from virtio_ipsec.transport import serving
 from virtio_ipsec.transport.virtio_pci.tables import CommonCfg, Header, Region
 from virtio_ipsec.wire.numbers import Feature, Status, mask
 
@@ -504,4 +506,42 @@ def test_the_server_goes_with_its_client() -> None:
         host.server.close()
         assert host.client.is_closed()
         assert host.port.device.status == Status(0)
+        assert not os.path.exists(host.path)
+
+
+def test_nobody_is_served_before_all_of_the_last_client_is_gone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A thread of the port can hang in the client's memory, for seconds or for good."""
+    with served() as host:
+        host.start()
+        fails = iter((TransportError("stuck"), TransportError("stuck")))
+        disconnect = host.local.disconnect
+
+        def once_more() -> None:
+            for error in fails:
+                raise error
+            disconnect()
+
+        monkeypatch.setattr(host.local, "disconnect", once_more)
+        monkeypatch.setattr(serving, "_RETRY", 1_000_000)
+        host.clients.pop().close()
+        host.function = host.local
+        host.until(lambda: host.port.counters().get("failed_ends") == 2)
+        assert "cannot be let go yet: stuck" in caplog.text
+        again = host.dial()
+        again.version()
+        assert host.port.device.status == 0
+
+
+def test_a_server_that_is_closed_meanwhile_takes_its_socket_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    with served() as host:
+
+        def fail() -> None:
+            raise TransportError("stuck")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(host.local, "disconnect", fail)
+            with pytest.raises(TransportError, match="stuck"):
+                host.server.close()
         assert not os.path.exists(host.path)

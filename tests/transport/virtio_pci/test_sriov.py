@@ -250,3 +250,45 @@ def test_what_is_asked_of_a_virtual_function_happens_in_its_own_thread(
     finally:
         vf.port.loop.stop()
         thread.join()
+
+
+@pytest.mark.parametrize("how", ["register", "reset", "disconnect"])
+def test_one_that_does_not_answer_is_not_felt_by_the_owners_client(
+    family: Family, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    stuck = family.members[0]
+    family.switch(2)
+    family.owner.start()
+
+    def fail() -> None:
+        raise TransportError("port 1 does not answer its owner")
+
+    stuck.vanish = fail  # type: ignore[method-assign]
+    if how == "register":
+        family.put(SriovCap.CONTROL, 0)
+    else:
+        getattr(family.owner.function, how)()
+        assert family.owner.port.device.status == 0
+        assert not family.owner.port.started(1)
+    assert [vf.function.is_present for vf in family.vfs] == [True, False]
+    assert "does not answer" in caplog.text
+    # It is asked again first, and as long as it does not answer there are none.
+    family.put(SriovCap.NUM_VFS, 2)
+    family.put(SriovCap.CONTROL, SriovControl.VF_ENABLE)
+    assert not family.get(SriovCap.CONTROL) & SriovControl.VF_ENABLE
+    assert not family.vfs[1].function.is_present
+    del stuck.vanish
+    family.switch(2)
+    assert family.get(SriovCap.CONTROL) & SriovControl.VF_ENABLE
+    assert [vf.function.is_present for vf in family.vfs] == [True, True]
+
+
+def test_with_one_that_does_not_appear_there_are_none(family: Family) -> None:
+    def fail() -> None:
+        raise TransportError("port 2 does not answer its owner")
+
+    family.members[1].appear = fail  # type: ignore[method-assign]
+    family.put(SriovCap.NUM_VFS, 2)
+    family.put(SriovCap.CONTROL, SriovControl.VF_ENABLE)
+    assert family.get(SriovCap.CONTROL) == 0
+    assert [vf.function.is_present for vf in family.vfs] == [False, False]

@@ -130,7 +130,8 @@ class Session:
             self._fds.clear()
 
     def close(self) -> None:
-        """The end: the function is reset, everything that was shared is let go."""
+        """The end: the function is reset, everything that was shared is let go. TransportError when it does not come to
+        rest; to be called again then."""
         try:
             self._irqs.close()
             self._function.disconnect()
@@ -138,9 +139,10 @@ class Session:
         finally:
             self._dma = DmaTable()
             self._connection.close()
-            if self._twin is not None:
-                self._port.loop.remove(self._twin.fileno())
-                self._twin.close()
+            twin, self._twin = self._twin, None
+            if twin is not None:
+                self._port.loop.remove(twin.fileno())
+                twin.close()
 
     def _known(self, message: Message) -> tuple[Kind, _Handler]:
         handler = _HANDLERS.get(message.command)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Final
 
 from virtio_ipsec.device.members import SriovGroup
+from virtio_ipsec.errors import TransportError
 from virtio_ipsec.transport.virtio_pci import tables
 from virtio_ipsec.transport.virtio_pci.config_space import ConfigSpace
 from virtio_ipsec.transport.virtio_pci.header import MSIX_BAR, STRUCTURES_BAR, Layout
@@ -15,6 +17,8 @@ from virtio_ipsec.transport.virtio_pci.tables import (
     SriovControl,
 )
 
+_log = logging.getLogger(__name__)
+
 _VERSION: Final = 1
 _SMALLEST_PAGE: Final = 0x1000
 
@@ -22,7 +26,8 @@ _SMALLEST_PAGE: Final = 0x1000
 class Sriov:
     """The SR-IOV capability (SR-IOV 3.3) of the owner of ``group``; ``layout``: of a virtual function's BARs.
 
-    NumVFs is fixed while ``VF Enable`` is set, and never above TotalVFs.
+    NumVFs is fixed while ``VF Enable`` is set, and never above TotalVFs. A virtual function that does not answer is its
+    own client's doing and not to be felt by the owner's: it is logged, ``VF Enable`` stays clear, and none is there.
     """
 
     def __init__(self, config: ConfigSpace, group: SriovGroup, layout: Layout) -> None:
@@ -62,7 +67,7 @@ class Sriov:
         self._size_bars()
         if self._enabled:
             self._enabled = False
-            self._group.disable()
+            self._vanish()
 
     def _number(self) -> None:
         wanted = self._config.value(SriovCap.NUM_VFS, self._base)
@@ -74,11 +79,26 @@ class Sriov:
         on = bool(self._config.value(SriovCap.CONTROL, self._base) & SriovControl.VF_ENABLE)
         if on == self._enabled:
             return
-        self._enabled = on
-        if on:
+        self._enabled = on and self._appear()
+        if not on:
+            self._vanish()
+
+    def _appear(self) -> bool:
+        try:
             self._group.enable(self._num_vfs)
-        else:
+        except TransportError as error:
+            _log.warning("no virtual functions: %s", str(error))
+            control = self._config.value(SriovCap.CONTROL, self._base)
+            self._config.set(SriovCap.CONTROL, control & ~SriovControl.VF_ENABLE, self._base)
+            return False
+        return True
+
+    def _vanish(self) -> None:
+        """Whoever does not answer vanishes when it comes to it, and is asked again before any appears."""
+        try:
             self._group.disable()
+        except TransportError as error:
+            _log.warning("virtual functions: %s", str(error))
 
     def _page_size(self) -> None:
         """One bit of those that are supported, and not while there are virtual functions (SR-IOV 3.3.13)."""
