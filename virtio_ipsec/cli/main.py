@@ -15,7 +15,7 @@ from virtio_ipsec.errors import ConfigError, TransportError, VirtioIpsecError
 
 #: Verb -> (module in this package, one line of help). A verb is imported only when it is named.
 VERBS = {
-    "serve": ("serve", "serve virtio-net devices over vhost-user, for QEMU, DPDK and our own driver"),
+    "serve": ("serve", "serve virtio-net devices over vhost-user or vfio-user, for QEMU, DPDK and our own driver"),
     "ctl": ("ctl", "look at a running `serve` and change it: SAs, flows, rekeying, handover"),
     "conformance": ("conformance", "run the conformance suite against a device"),
     "driver": ("driver", "drive a device: its capabilities, SAs, rules, protected packets to and from it"),
