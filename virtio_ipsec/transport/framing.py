@@ -210,7 +210,7 @@ def dial(path: str, timeout: float) -> socket.socket:
         except OSError as error:
             sock.close()
             if monotonic() >= limit:
-                raise TransportError(f"{path}: {os.strerror(error.errno or 0)}") from None
+                raise TransportError(f"{path}: {error.strerror or error}") from None
             sleep(0.01)
             continue
         return sock

@@ -148,6 +148,8 @@ class Migration:
         self._function.go_on(state)
 
     def _save(self) -> None:
+        # Once more: until it stopped, the driver could have made some.
+        self._check()
         state = self._next or self._function.state()
         with self._function.port.lock:
             data = parts_build(parts_of(self._device, state))
