@@ -114,7 +114,9 @@ class Stage:
             served.start()
             self.until(lambda: not served.is_alive())
         self.until(lambda: not self.back_end.server._clients)
-        assert len(os.listdir("/proc/self/fd")) <= self.fds
+        if len(os.listdir("/proc/self/fd")) > self.fds:
+            gc.collect()  # a refusal that is still being looked at holds what it was about
+            assert len(os.listdir("/proc/self/fd")) <= self.fds
         self.runs += 1
         if self.runs % LIFE == 0 or len(self.holds()[0]) > 200:
             self.back_end.stop()

@@ -54,7 +54,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Bare]]:
         found.append(Bare(argument, dialect))
         return found[-1]
 
-    monkeypatch.setattr(targets, "factories", lambda: {"bare": factory, "loopback": targets.loopback})
+    monkeypatch.setitem(targets.BUILT_IN, "bare", factory)
     yield found
     assert all(each.closed == 1 for each in found)
 
