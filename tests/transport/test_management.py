@@ -39,7 +39,11 @@ def test_a_change_is_in_force_in_c_before_its_answer(tmp_path: Path) -> None:
     def send(size: int) -> None:
         bench.guest.send(datagram("a", bytes(size)))
         until(lambda: bench.guest.reclaim() == 1)
+
+    def both_left() -> bool:
+        """A buffer is used before its packet is seen on the wire."""
         left.extend(frame for frame in bench.uplink.take() if frame[12:14] == b"\x08\x00")
+        return len(left) >= 2
 
     try:
         port.loop.turn(0)
@@ -50,6 +54,7 @@ def test_a_change_is_in_force_in_c_before_its_answer(tmp_path: Path) -> None:
             send(200)
             client.call("flow.add", flow=flow)
             send(300)
+        until(both_left)
     finally:
         loop.stop()
         serving.join()
