@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from tunnel_sas import KEY, tunnel_sas
 from vfio_served import served, served_group
 
 from virtio_ipsec.cli.main import main
@@ -22,36 +23,19 @@ from virtio_ipsec.transport.uplink import open_uplink
 from virtio_ipsec.wire.numbers import ResourceType
 
 kick = Loopback.kick
-KEY = "000102030405060708090a0b0c0d0e0f"
-SAS = f"""
-[[sa]]
-id = 7
-direction = "outbound"
-mode = "esp-tunnel"
-spi = 0x1001
-algorithm = "aes-gcm-16"
-key = "{KEY}"
-salt = "a0a1a2a3"
-tunnel = {{ src = "192.0.2.1", dst = "192.0.2.2" }}
-
-[[sa]]
-id = 9
-direction = "inbound"
-mode = "esp-tunnel"
-spi = 0x1001
-algorithm = "aes-gcm-16"
-key = "{KEY}"
-salt = "a0a1a2a3"
-
+SAS = (
+    tunnel_sas(7, 9)
+    + """
 [[flow]]
-match = {{ dst = "10.0.0.2/32" }}
+match = { dst = "10.0.0.2/32" }
 action = "protect"
 sa = 7
 
 [[flow]]
-match = {{ dst = "10.0.0.3/32" }}
+match = { dst = "10.0.0.3/32" }
 action = "drop"
 """
+)
 CONFIG = DeviceConfig(mac=bytes.fromhex("020000000001"), max_queue_pairs=1)
 ETHERNET = bytes.fromhex("020000000001 020000000002 0800")
 

@@ -11,38 +11,22 @@ import sys
 from pathlib import Path
 
 import pytest
+from tunnel_sas import KEY, tunnel_sas
 
 from virtio_ipsec.cli.main import VERBS, main
 from virtio_ipsec.transport.pcap import Interface, LinkType, Packet, PcapngWriter, open_capture
 
 ROOT = Path(__file__).parents[2]
 FRAMES = ROOT / "tests" / "vectors" / "frames" / "frames.pcap"
-KEY = "000102030405060708090a0b0c0d0e0f"
-CONFIG = f"""
-[[sa]]
-id = 1
-direction = "outbound"
-mode = "esp-tunnel"
-spi = 0x1001
-algorithm = "aes-gcm-16"
-key = "{KEY}"
-salt = "a0a1a2a3"
-tunnel = {{ src = "192.0.2.1", dst = "192.0.2.2" }}
-
-[[sa]]
-id = 1
-direction = "inbound"
-mode = "esp-tunnel"
-spi = 0x1001
-algorithm = "aes-gcm-16"
-key = "{KEY}"
-salt = "a0a1a2a3"
-
+CONFIG = (
+    tunnel_sas(1, 1)
+    + """
 [[flow]]
-match = {{ dst = "10.0.0.0/24" }}
+match = { dst = "10.0.0.0/24" }
 action = "protect"
 sa = 1
 """
+)
 
 
 @pytest.fixture
