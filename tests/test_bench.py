@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 import itertools
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from vfio_served import served
 
-from tools.bench_parts import comparators, plot, targets, vhost
+from tools.bench_parts import comparators, device, feeders, plot, targets, vhost
+from tools.bench_parts.__main__ import main
 from tools.bench_parts.cells import Cell, Quiet, ratio
+from tools.bench_parts.native import Native
+from virtio_ipsec.device.config import DeviceConfig
+from virtio_ipsec.device.features import IMPLEMENTED
+from virtio_ipsec.driver.driver import Driver
+from virtio_ipsec.transport.loopback import Loopback
+from virtio_ipsec.transport.targets import loopback
+from virtio_ipsec.wire.dialect import V14
+from virtio_ipsec.wire.numbers import Feature, mask
 
 
 def test_a_target_that_was_not_measured_is_not_met() -> None:
@@ -127,3 +144,99 @@ def test_frames_of_the_served_port_have_the_size_that_is_told() -> None:
     assert len(vhost.frame(64)) == 64
     assert len(vhost.frame(1420)) == 1434
     assert vhost.frame(1420, 1) != vhost.frame(1420, 2)
+
+
+@pytest.fixture
+def quickly(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """One short sample of each, and all CPUs afterwards."""
+    monkeypatch.setattr(device, "TIMED", 0.02)
+    monkeypatch.setattr(device, "WARM", 0.0)
+    cores = os.sched_getaffinity(0)
+    yield
+    os.sched_setaffinity(0, cores)
+
+
+def bench(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["tools/bench", "--rounds", "1", *words])
+    return main()
+
+
+def test_a_device_over_vfio_user_is_measured_with_its_esp(
+    quickly: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with served() as device_there:
+        code = bench(monkeypatch, "--device", device_there.target, "--json", str(tmp_path / "made.json"))
+    assert code == 0
+    shown = capsys.readouterr().out
+    assert "64 packets of each size are taken from the wire and looked at" in shown
+    made = json.loads((tmp_path / "made.json").read_text())
+    assert [(cell["size"], cell["work"], cell["sas"]) for cell in made["cells"]] == [
+        (64, "transmit, ESP", 1),
+        (1420, "transmit, ESP", 1),
+    ]
+    assert made["device"]["sa_pairs"] > 0
+    assert made["device"]["has_esp"]
+
+
+def test_a_device_without_ipsec_is_measured_without(
+    quickly: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = DeviceConfig(features=IMPLEMENTED & ~mask(Feature.NET_F_IPSEC, Feature.NET_F_OUT_NET_HEADER))
+    with served(config=config) as device_there:
+        bench(monkeypatch, "--device", f"vfio-user:{device_there.path}", "--sizes", "256")
+    shown = capsys.readouterr().out
+    assert "no IPsec (VIRTIO_NET_F_IPSEC and its capabilities on an administration virtqueue)" in shown
+    assert "no wire (--wire)" in shown
+    assert "256 B transmit  " in shown
+    assert "SAs created" not in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--device", "vfio:0000:ff:1f.7"], "error: vfio:0000:ff:1f.7: there is no PCI function 0000:ff:1f.7"),
+        (["--device", "loopback", "--wire", "null"], "error: loopback: target loopback has a wire of its own"),
+    ],
+)
+def test_a_device_that_cannot_be_measured_is_an_error_in_a_line(
+    quickly: None, monkeypatch: pytest.MonkeyPatch, words: list[str], reason: str
+) -> None:
+    with pytest.raises(SystemExit) as raised:
+        bench(monkeypatch, *words)
+    assert str(raised.value).startswith(reason)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_device_is_measured_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for words in (["--device", "loopback", "admin"], ["--device", "loopback", "--sizes", "63"]):
+        with pytest.raises(SystemExit) as raised:
+            bench(monkeypatch, *words)
+        assert raised.value.code == 2
+
+
+class Rung(Loopback):
+    """A device whose doorbell is a register in memory."""
+
+    register = memoryview(bytearray(b"\xff\xff")).cast("H")
+
+    def kick_word(self, index: int) -> memoryview:
+        return self.register
+
+
+def test_a_mapped_doorbell_is_written_the_number_of_the_queue(tmp_path: Path) -> None:
+    link = Rung(loopback("python", V14).device)
+    driver: Driver = feeders.started(link)
+
+    def watch() -> None:
+        while link.register[0] == 0xFFFF:
+            time.sleep(0.001)
+        link.kick(link.register[0])
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    feeder = feeders.Feeder(Native(tmp_path, device.LOOPS), driver, 64)
+    feeder.run(30, 8)
+    watcher.join()
+    feeder.close()
+    assert link.register[0] == 1
+    assert feeder.sent == len(link.captured()) == 8

@@ -104,6 +104,20 @@ def test_poll_ends_for_a_frame_and_else_takes_its_time(made: list[Bare], tmp_pat
         assert 1 <= len(made[0].polled) < 1000  # a machine at work elsewhere makes an early return look late
 
 
+def test_frames_that_nobody_takes_do_not_keep_a_driver_from_waiting(made: list[Bare], tmp_path: Path) -> None:
+    uri = f"unix:{tmp_path}/wire"
+    with open_target(f"bare:{uri}", V14, uri) as target:
+        target.inject(bytes(60))
+        for _ in range(2):
+            made[0].uplink.send([bytes(60)])
+            made[0].polled.clear()
+            target.poll(30)
+            assert made[0].polled == []
+            target.poll(0)
+            assert made[0].polled == [0]
+            target.captured()
+
+
 def test_a_wire_without_a_descriptor_is_polled_through_the_target(made: list[Bare], tmp_path: Path) -> None:
     with open_target(f"bare:unix:{tmp_path}/wire", V14, "null") as target:
         target.poll(0.001)

@@ -14,7 +14,15 @@ the shortest sample counts. SAs are used round robin. The verdict of every packe
 back as they were; after each sample the last 64 packets are compared with what `cryptography` makes. C code is
 built on the spot with $CC (gcc). Exit code 1 when a target of the design is missed or was not measured.
 
-example: tools/bench --interop && tools/bench --quick --json bench.json --plot bench.svg
+With --device, in place of all that, one device is measured from its driver's seat, whosever it is: TARGET is
+vfio-user:PATH, vfio:0000:bb:dd.f, vhost-user:PATH, loopback, or any other of `virtio-ipsec conformance`. Transmit of 64
+(whole frames) and 1420 octets (IP packets) through one queue, with ESP of the device's where it has IPsec and an
+administration virtqueue, else plain; and SAs created and destroyed. Exit code 1 when it cannot be.
+
+examples:
+  tools/bench --interop && tools/bench --quick --json bench.json --plot bench.svg
+  tools/bench --device vfio-user:/run/nic --json nic.json
+  tools/bench --device vfio:0000:03:00.0 --wire afpacket:eth1
 """
 
 from __future__ import annotations
@@ -31,7 +39,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from tools.bench_parts import admin, charts, comparators, esp, kernels, plot, rings, targets, vhost
+from tools.bench_parts import admin, charts, comparators, device, esp, kernels, plot, rings, targets, vhost
 from tools.bench_parts.cells import Cell, Quiet, find, ratio
 from tools.bench_parts.native import OWN, Native, compiler_version
 from tools.bench_parts.targets import Target
@@ -60,8 +68,12 @@ def arguments() -> argparse.Namespace:
     add("--core", type=int, help="run on this CPU (default: the last one)")
     add("--json", type=Path, metavar="FILE", help="write versions, samples and targets there")
     add("--plot", type=Path, metavar="FILE", help="draw them there (SVG)")
+    add("--device", metavar="TARGET", help="measure this device, and none of the parts")
+    add("--wire", metavar="URI", help="the far end of its wire, as of conformance: some packets are taken and opened")
     add("--interop", action="store_true", help="fetch ipsec-mb 2.x and DPDK into a private folder, and exit")
     given = parser.parse_args()
+    if given.device:
+        _check_device(parser, given)
     given.sizes = given.sizes or (QUICK_SIZES if given.quick else SIZES)
     given.sas = given.sas or (QUICK_SA_COUNTS if given.quick else SA_COUNTS)
     given.rounds = given.rounds or (7 if given.quick else 15)
@@ -74,6 +86,15 @@ def arguments() -> argparse.Namespace:
         parser.error("sizes are 1 to 65536")
     given.parts = given.parts or list(PARTS)
     return given
+
+
+def _check_device(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
+    """What concerns --device alone."""
+    if given.parts or given.plot:
+        parser.error("--device is measured alone and not drawn: leave parts and --plot out")
+    given.sizes = given.sizes or device.SIZES
+    if not all(device.LEAST <= size <= device.MOST for size in given.sizes):
+        parser.error(f"--sizes of packets for --device are {device.LEAST} to {device.MOST}")
 
 
 def cpu_name() -> str:
@@ -175,6 +196,20 @@ def suite() -> Target:
     return targets.SUITE.measured(min(took))
 
 
+def measure_device(given: argparse.Namespace, cores: Sequence[int], core: int) -> None:
+    """--device."""
+    with tempfile.TemporaryDirectory() as folder:
+        found, quiet = device.measure(given, Path(folder), cores, core)
+    print(f"\n{quiet}")
+    if given.json:
+        document = {
+            "schema": "virtio-ipsec bench 2", "cpu": cpu_name(), "core": core, "compiler": compiler_version(),
+            "python": platform.python_version(), "disturbed": quiet.disturbed(), "preempted": quiet.preempted(),
+            "device": found.document, "cells": [asdict(cell) for cell in found.cells],
+        }  # fmt: skip
+        given.json.write_text(json.dumps(document, indent=1) + "\n")
+
+
 def main() -> int:
     given = arguments()
     if given.interop:
@@ -182,6 +217,9 @@ def main() -> int:
         return 0
     cores = sorted(os.sched_getaffinity(0))
     core = cores[-1] if given.core is None else given.core
+    if given.device:
+        measure_device(given, cores, core)
+        return 0
     results: list[Target] = []
     cells: list[Cell] = []
     rates: dict[str, float] = {}

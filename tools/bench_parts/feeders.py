@@ -1,16 +1,23 @@
-"""Our own driver before a served port, by vhost-user and by vfio-user: it keeps one transmit virtqueue full, in C."""
+"""Our own driver before any device: it keeps one transmit virtqueue full, in C."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from ipaddress import IPv4Address
-from typing import Any
+from typing import Any, Protocol
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from tools.bench_parts.native import Native
 from tools.bench_parts.rings import plain_packet
 from virtio_ipsec.driver.config import DriverConfig
 from virtio_ipsec.driver.driver import Driver
 from virtio_ipsec.driver.features import SUPPORTED
-from virtio_ipsec.ring.queue import allocate_layout
+from virtio_ipsec.driver.link import Link
+from virtio_ipsec.driver.sas import SaHandle
+from virtio_ipsec.errors import VirtioIpsecError
 from virtio_ipsec.transport.vfio_user.client import VfioUserFunction
 from virtio_ipsec.transport.vhost_user.frontend import VhostUserLink
 from virtio_ipsec.transport.vhost_user.options import Options
@@ -26,102 +33,156 @@ RING = 1024
 GUEST, OURS, NEXT = "02:00:00:00:0a:01", "02:00:00:00:0a:fe", "02:aa:00:00:00:01"
 KEY, SALT = bytes(range(16)), b"salt"
 PATIENCE = 30.0
+ESP, IPV4 = 50, b"\x04"
+_MEMORY = 16 << 20
+#: The loop knows split rings whose doorbell is told nothing but the queue's index.
+_LEFT_OUT = mask(
+    Feature.F_RING_PACKED,
+    Feature.F_EVENT_IDX,
+    Feature.F_IN_ORDER,
+    Feature.F_NOTIFICATION_DATA,
+    Feature.F_NOTIF_CONFIG_DATA,
+)
 
 
 def mac(text: str) -> bytes:
     return bytes.fromhex(text.replace(":", ""))
 
 
-def frame(size: int, number: int = 0) -> bytes:
+def frame(size: int, number: int = 0, source: bytes = mac(GUEST)) -> bytes:
     """At 64 a whole frame, as testpmd counts and sends them; else an IP packet of ``size`` bytes behind its 14."""
     length = size - 14 if size == 64 else size
-    return mac(OURS) + mac(GUEST) + b"\x08\x00" + plain_packet(length, number)
+    return mac(OURS) + source + b"\x08\x00" + plain_packet(length, number)
+
+
+def tunnel(key: bytes = KEY) -> IpsecSa:
+    """The SA that everything goes through."""
+    return IpsecSa(
+        mode=IpsecMode.ESP_TUNNEL, direction=0, spi=0x1001, salt=SALT, cipher_algo=AeadAlgo.GCM, cipher_key=key,
+        param=TunnelIPv4(IPv4Address("192.0.2.1"), IPv4Address("192.0.2.2"), ttl=64),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What is in a frame with an ESP packet over IPv4."""
+
+    spi: int
+    sequence: int
+    iv: bytes
+    plain: bytes
+
+
+def opened(data: bytes, key: bytes = KEY) -> Opened:
+    """Open what an SA of :func:`tunnel` has made, with `cryptography`. SystemExit for anything else."""
+    esp = data[34:]
+    try:
+        inner = AESGCM(key).decrypt(SALT + esp[8:16], esp[16:], esp[:8])
+    except (InvalidTag, ValueError):
+        inner = b""
+    if data[12:15] != b"\x08\x00\x45" or data[23] != ESP or inner[-1:] != IPV4:
+        raise SystemExit(f"error: {len(data)} octets on the wire are no ESP packet that can be opened")
+    plain = inner[: -2 - inner[-2]]
+    return Opened(int.from_bytes(esp[:4]), int.from_bytes(esp[4:8]), esp[8:16], plain)
+
+
+class Closable(Link, Protocol):
+    """A link that ends."""
+
+    def close(self) -> None: ...
+
+
+def over_vhost_user(socket: str) -> Closable:
+    return VhostUserLink.at(socket, Options(memory=_MEMORY, queue_size=RING), timeout=PATIENCE)
+
+
+def over_vfio_user(socket: str) -> Closable:
+    return PciLink(VfioUserFunction.at(socket, timeout=PATIENCE), PciOptions(memory=_MEMORY))
+
+
+def started(link: Link, wanted: int = SUPPORTED) -> Driver:
+    """A driver whose transmit queue a feeder can take over."""
+    config = DriverConfig(wanted=wanted & ~_LEFT_OUT, queue_size=RING, receive_buffers=16)
+    driver = Driver(link, config=config)
+    driver.start()
+    return driver
 
 
 class Feeder:
-    """Our own driver, in this process: a transmit virtqueue and a loop in C."""
+    """The first transmit virtqueue of ``driver``, which has sent nothing and sends nothing itself from here on.
 
-    def __init__(self, native: Native, socket: str, size: int, *, driver_control: bool = False) -> None:
+    ``sa``: what the device is to protect the frames with. ``rung``: called after each notification by a call.
+    """
+
+    def __init__(
+        self,
+        native: Native,
+        driver: Driver,
+        size: int,
+        sa: SaHandle | None = None,
+        *,
+        source: bytes = mac(GUEST),
+        rung: Callable[[], object] = lambda: None,
+    ) -> None:
         self.ffi, self.lib = native.ffi, native.lib
-        self.link = self.reach(socket)
-        header = self._ask_for_esp() if driver_control else self._plain()
-        link = self.link
-        layout = allocate_layout(link.allocator, RING, link.driver_features())
-        buffers = [header + frame(size, number) for number in range(RING)]
-        for index, data in enumerate(buffers):
-            address = link.allocator.alloc(len(data))
-            link.memory.write(address, data)
+        self.driver = driver
+        memory, allocator = driver.link.memory, driver.link.allocator
+        asked = NetHdr()
+        if sa is not None:
+            asked = NetHdr(flags=V14.flag_security, resource_id=sa.id, resource_type=ResourceType.NET_IPSEC_OUTB_SA)
+        header = V14.net_hdr(driver.features).build(asked)
+        layout = driver.session.data_rings[1].layout
+        self.size = layout.size
+        for index in range(layout.size):
+            data = header + frame(size, index, source)
+            address = allocator.alloc(len(data))
+            memory.write(address, data)
             entry = address.to_bytes(8, "little") + len(data).to_bytes(4, "little") + bytes(4)
-            link.memory.write(layout.desc + 16 * index, entry)
-        for area, length in ((layout.driver, 6 + 2 * RING), (layout.device, 6 + 8 * RING)):
-            link.memory.write(area, bytes(length))
-        link.enable_queue(1, layout)
-        if not driver_control:
-            link.write_status(15)
-        base = link.memory.regions[0][0]
+            memory.write(layout.desc + 16 * index, entry)
+        self.areas = [
+            self.ffi.from_buffer(memory.contiguous(area, length))
+            for area, length in ((layout.driver, 6 + 2 * layout.size), (layout.device, 6 + 8 * layout.size))
+        ]
+        self.word: Any = None
+        self.bell = self._bell(driver.link, rung)
         self.state = self.ffi.new("uint8_t[]", self.lib.bench_feed_size())
         self.feed = self.ffi.cast("struct bench_feed *", self.state)
-        self.memory = self.ffi.from_buffer(link.memory.views[0][1])
-        kick = self.doorbell()
-        self.lib.bench_feed_init(self.feed, self.memory, layout.driver - base, layout.device - base, RING, kick)
+        self.lib.bench_feed_init(self.feed, *self.areas, layout.size, self.bell)
         self.sent = 0
+        self.error: VirtioIpsecError | None = None
 
-    def reach(self, socket: str) -> Any:
-        """The link to the back-end."""
-        return VhostUserLink.at(socket, Options(memory=16 << 20, queue_size=RING), timeout=PATIENCE)
+    def _bell(self, link: Any, rung: Callable[[], object]) -> Any:
+        """How the device is notified, in the best way that there is."""
+        bell = self.ffi.new("struct bench_bell *", {"fd": -1, "value": 1})
+        fd = link.kick_fd(1) if hasattr(link, "kick_fd") else None
+        word = link.kick_word(1) if hasattr(link, "kick_word") else None
+        if fd is not None:
+            bell.fd = fd
+        elif word is not None:
+            self.word = bell.word = self.ffi.from_buffer(word)
+        else:
 
-    def doorbell(self) -> int:
-        """The eventfd of the transmit virtqueue."""
-        return int(self.link.vrings.kick_fd(1))
+            def call() -> None:
+                try:
+                    link.kick(1)
+                    rung()
+                except VirtioIpsecError as error:  # nothing can be raised through the loop
+                    self.error = error
 
-    def _plain(self) -> bytes:
-        """A driver that accepts next to nothing; the header of its packets."""
-        link = self.link
-        link.write_status(0)
-        for status in (1, 3):
-            link.write_status(status)
-        link.write_driver_features(mask(Feature.F_VERSION_1))
-        link.write_status(11)
-        link.enable_queue(0, allocate_layout(link.allocator, RING, link.driver_features()))
-        return V14.net_hdr(link.driver_features()).build(NetHdr())
-
-    def _ask_for_esp(self) -> bytes:
-        """A driver with an SA of its own; its transmit queue is set up anew by whoever called."""
-        left_out = mask(Feature.F_RING_PACKED, Feature.F_EVENT_IDX, Feature.F_IN_ORDER)
-        driver = Driver(self.link, config=DriverConfig(wanted=SUPPORTED & ~left_out))
-        driver.start()
-        handle = driver.sas.create_outbound(
-            IpsecSa(
-                mode=IpsecMode.ESP_TUNNEL, direction=0, spi=0x1001, salt=SALT, cipher_algo=AeadAlgo.GCM, cipher_key=KEY,
-                param=TunnelIPv4(IPv4Address("192.0.2.1"), IPv4Address("192.0.2.2"), ttl=64),
-            )
-        )  # fmt: skip
-        self.link.reset_queue(1)
-        return V14.net_hdr(driver.features).build(
-            NetHdr(flags=V14.flag_security, resource_id=handle.id, resource_type=ResourceType.NET_IPSEC_OUTB_SA)
-        )
+            self.call = bell.call = self.ffi.callback("void(void)", call)
+        return bell
 
     def run(self, seconds: float, most: int = 0) -> float:
-        """Send for so long, or so many; packets per second. SystemExit when a buffer is lost."""
+        """Send for so long, or so many; packets per second. SystemExit when a buffer is lost, and whatever the link has
+        raised."""
         rate = self.ffi.new("double *")
         self.sent += self.lib.bench_feed_run(self.feed, seconds, most, rate)
+        if self.error is not None:
+            raise self.error
         if self.lib.bench_feed_bad(self.feed):
-            raise SystemExit("vhost: buffers came back wrong, or not at all")
+            raise SystemExit("error: buffers came back wrong, or not at all")
         return float(rate[0])
 
     def close(self) -> None:
-        del self.memory
-        self.link.close()
-
-
-class PciFeeder(Feeder):
-    """The same over vfio-user: the device is a PCI function."""
-
-    def reach(self, socket: str) -> Any:
-        return PciLink(VfioUserFunction.at(socket, timeout=PATIENCE), PciOptions(memory=16 << 20))
-
-    def doorbell(self) -> int:
-        fd = self.link.kick_fd(1)
-        if fd is None:
-            raise SystemExit("vhost: serve --vfio-user has no eventfd for the transmit queue")
-        return int(fd)
+        """Let go of the memory; driver and link stay."""
+        self.areas, self.bell, self.word = [], None, None

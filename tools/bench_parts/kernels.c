@@ -243,17 +243,6 @@ double bench_sample(struct bench *b, uint32_t passes, uint32_t tries) {
 
 uint64_t bench_bad(const struct bench *b) { return b->bad; }
 
-/* A chain of dependent additions: the same work whenever it is called. */
-double bench_spin(void) {
-    const double begin = seconds();
-    uint64_t x = 1;
-    for (uint32_t i = 0; i < 300000; i++) {
-        x += i;
-        __asm__ volatile("" : "+r"(x));
-    }
-    return seconds() - begin;
-}
-
 /* Views of packet i of the last pass, for verification from outside. */
 const uint8_t *bench_key(const struct bench *b, uint32_t i) {
     uint32_t spi;

@@ -45,3 +45,14 @@ double bench_limit(unsigned width) {
 #endif
     return best;
 }
+
+/* A chain of dependent additions: the same work whenever it is called. */
+double bench_spin(void) {
+    const double begin = seconds();
+    uint64_t x = 1;
+    for (uint32_t i = 0; i < 300000; i++) {
+        x += i;
+        __asm__ volatile("" : "+r"(x));
+    }
+    return seconds() - begin;
+}

@@ -1,4 +1,4 @@
-"""Builds csrc/, the timing loops and the comparators into one shared object, and loads it."""
+"""Builds csrc/, the timing loops and the comparators into one shared object, and loads it; or some of the loops."""
 
 from __future__ import annotations
 
@@ -54,7 +54,13 @@ const uint8_t *bench_rings_sealed(const struct bench_rings *, uint32_t packet);
 uint32_t bench_rings_sealed_len(const struct bench_rings *, uint32_t packet);
 struct bench_feed;
 size_t bench_feed_size(void);
-void bench_feed_init(struct bench_feed *, uint8_t *memory, uint64_t avail, uint64_t used, uint32_t size, int kick);
+struct bench_bell {
+    int fd;
+    void *word;
+    uint16_t value;
+    void (*call)(void);
+};
+void bench_feed_init(struct bench_feed *, uint8_t *avail, uint8_t *used, uint32_t size, const struct bench_bell *);
 uint64_t bench_feed_run(struct bench_feed *, double duration, uint64_t most, double *rate);
 uint64_t bench_feed_bad(const struct bench_feed *);
 """
@@ -84,21 +90,14 @@ def has_header(header: str, flags: Sequence[str] = ()) -> bool:
 
 
 class Native:
-    """The shared object; `folder` lives as long as this does."""
+    """The shared object; `folder` lives as long as this does. `only`: files of the loops to be built, without csrc/ and
+    comparators."""
 
-    def __init__(self, folder: Path) -> None:
-        flags, libraries = list(FLAGS), ["-ldl", "-lpthread"]
-        if has_header("openssl/evp.h"):
-            flags.append("-DWITH_OPENSSL")
-            libraries.append("-lcrypto")
-        private = comparators.ipsec_mb()
-        headers = [f"-I{private.include}"] if private else []
-        if has_header("intel-ipsec-mb.h", headers):
-            flags += [*headers, "-DWITH_IPSEC_MB"]
-            if private:
-                libraries += [f"-L{private.library}", f"-Wl,-rpath,{private.library}"]
-            libraries.append("-lIPSec_MB")
-        sources = [*sorted((ROOT / "csrc").glob("*.c")), *sorted(HERE.glob("*.c"))]
+    def __init__(self, folder: Path, only: Sequence[str] = ()) -> None:
+        flags, libraries, sources = list(FLAGS), ["-ldl", "-lpthread"], [HERE / name for name in only]
+        if not sources:
+            sources = [*sorted((ROOT / "csrc").glob("*.c")), *sorted(HERE.glob("*.c"))]
+            self._find_comparators(flags, libraries)
 
         def make(source: Path) -> str:
             made = str(folder / f"{source.stem}.o")
@@ -112,6 +111,19 @@ class Native:
         self.ffi: Any = cffi.FFI()
         self.ffi.cdef(declarations() + LOOPS)
         self.lib: Any = self.ffi.dlopen(str(shared))
+
+    @staticmethod
+    def _find_comparators(flags: list[str], libraries: list[str]) -> None:
+        if has_header("openssl/evp.h"):
+            flags.append("-DWITH_OPENSSL")
+            libraries.append("-lcrypto")
+        private = comparators.ipsec_mb()
+        headers = [f"-I{private.include}"] if private else []
+        if has_header("intel-ipsec-mb.h", headers):
+            flags += [*headers, "-DWITH_IPSEC_MB"]
+            if private:
+                libraries += [f"-L{private.library}", f"-Wl,-rpath,{private.library}"]
+            libraries.append("-lIPSec_MB")
 
     def versions(self) -> dict[str, str]:
         """Engines that can run here, slowest of ours first, with the version of foreign ones."""

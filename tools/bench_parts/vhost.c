@@ -1,6 +1,6 @@
 /*
- * A driver that does nothing but send: it keeps the transmit virtqueue of a back-end in another process full of the
- * same buffers, as fast as they come back.
+ * A driver that does nothing but send: it keeps the transmit virtqueue of a device full of the same buffers, as fast
+ * as they come back.
  */
 #include <stdint.h>
 #include <unistd.h>
@@ -9,12 +9,20 @@
 
 enum { BATCH = 32, NO_NOTIFY = 1 };
 
+/* How the device is notified: an eventfd, else a mapped register of 16 bits and what is written to it, else a call. */
+struct bench_bell {
+    int fd;
+    void *word;
+    uint16_t value;
+    void (*call)(void);
+};
+
 /* The driver's end of a split virtqueue without VIRTIO_F_EVENT_IDX. Buffer i is descriptor i, filled already. */
 struct bench_feed {
     uint16_t *avail;         /* flags, idx, ring[] */
     volatile uint16_t *used; /* flags, idx, then {u32 id, u32 len}[] */
     uint32_t size;
-    int kick;
+    struct bench_bell bell;
     uint16_t offered, seen;
     uint16_t free[32768];
     uint32_t free_count;
@@ -24,12 +32,13 @@ struct bench_feed {
 
 size_t bench_feed_size(void) { return sizeof(struct bench_feed); }
 
-void bench_feed_init(struct bench_feed *f, uint8_t *memory, uint64_t avail, uint64_t used, uint32_t size, int kick) {
+/* Both areas stand as a new queue has them. */
+void bench_feed_init(struct bench_feed *f, uint8_t *avail, uint8_t *used, uint32_t size, const struct bench_bell *bell) {
     __builtin_memset(f, 0, sizeof *f);
-    f->avail = (uint16_t *)(memory + avail);
-    f->used = (uint16_t *)(memory + used);
+    f->avail = (uint16_t *)avail;
+    f->used = (uint16_t *)used;
     f->size = size;
-    f->kick = kick;
+    f->bell = *bell;
     for (uint32_t i = 0; i < size; i++) f->free[f->free_count++] = (uint16_t)i;
     f->avail[0] = 1; /* no interrupts */
 }
@@ -55,6 +64,13 @@ static void take_back(struct bench_feed *f) {
     }
 }
 
+static void ring(const struct bench_bell *bell) {
+    const uint64_t one = 1;
+    if (bell->fd >= 0) (void)!write(bell->fd, &one, sizeof one);
+    else if (bell->word) *(volatile uint16_t *)bell->word = bell->value;
+    else bell->call();
+}
+
 static void offer(struct bench_feed *f, uint32_t count) {
     for (uint32_t i = 0; i < count; i++) {
         const uint16_t id = f->free[--f->free_count];
@@ -63,10 +79,7 @@ static void offer(struct bench_feed *f, uint32_t count) {
     }
     __atomic_store_n(&f->avail[1], f->offered, __ATOMIC_RELEASE);
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
-    if (!(f->used[0] & NO_NOTIFY)) {
-        const uint64_t one = 1;
-        (void)!write(f->kick, &one, sizeof one);
-    }
+    if (!(f->used[0] & NO_NOTIFY)) ring(&f->bell);
 }
 
 /* Sends for `duration` seconds, then waits up to a second for what is out; how many came back in the meantime, and

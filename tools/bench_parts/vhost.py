@@ -20,8 +20,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-
 from tools.bench_parts import targets
 from tools.bench_parts.cells import Cell, Quiet, find, ratio
 from tools.bench_parts.comparators import Program
@@ -34,18 +32,26 @@ from tools.bench_parts.feeders import (
     RING,
     SALT,
     Feeder,
-    PciFeeder,
     frame,
     mac,
+    opened,
+    over_vfio_user,
+    over_vhost_user,
+    started,
+    tunnel,
 )
 from tools.bench_parts.native import ROOT, Native
 from tools.bench_parts.targets import Target
+from virtio_ipsec.driver.features import SUPPORTED
 from virtio_ipsec.transport.pcap import open_capture
+from virtio_ipsec.wire.numbers import Feature, mask
 
 ROWS = (targets.VHOST_64, targets.VHOST_1420, targets.VFIO_64)
 SIZES = (64, 1420)
 WARM, TIMED = 0.15, 0.6  # seconds
 CHECKED = 64  # packets that are opened, of each size
+#: What a driver accepts that leaves everything to the operator.
+_PLAIN = mask(Feature.F_VERSION_1)
 
 CONFIG = f"""
 [port]
@@ -179,9 +185,11 @@ def check_wire(native: Native, folder: Path, core: int, size: int) -> None:
     config = folder / "port.toml"
     serve = Serve(folder, core, f"check{size}", "--config", str(config), "--uplink", f"pcap:{captured}")
     try:
-        feeder = Feeder(native, serve.socket, size)
+        link = over_vhost_user(serve.socket)
+        feeder = Feeder(native, started(link, _PLAIN), size)
         feeder.run(PATIENCE, CHECKED)
         feeder.close()
+        link.close()
         counted = serve.stop()
     finally:
         serve.close()
@@ -193,18 +201,14 @@ def check_wire(native: Native, folder: Path, core: int, size: int) -> None:
     sequences, ivs = set(), set()
     sent = {frame(size, number)[14:] for number in range(RING)}
     for data in frames:
-        head, packet, esp = data[:14], data[14:34], data[34:]
-        inner = AESGCM(KEY).decrypt(SALT + esp[8:16], esp[16:], esp[:8])
-        plain = inner[: -2 - inner[-2]]
-        sequences.add(esp[4:8])
-        ivs.add(esp[8:16])
+        esp = opened(data)
+        sequences.add(esp.sequence)
+        ivs.add(esp.iv)
         right = (
-            head == mac(NEXT) + mac(OURS) + b"\x08\x00"
-            and packet[9] == 50
-            and packet[12:] == bytes((192, 0, 2, 1, 192, 0, 2, 2))
-            and esp[:4] == (0x1001).to_bytes(4)
-            and inner[-1] == 4
-            and _as_sent(plain, sent)
+            data[:14] == mac(NEXT) + mac(OURS) + b"\x08\x00"
+            and data[14:34][12:] == bytes((192, 0, 2, 1, 192, 0, 2, 2))
+            and esp.spi == 0x1001
+            and _as_sent(esp.plain, sent)
         )
         if not right:
             raise SystemExit(f"vhost: wrong bytes on the wire at {size} B")
@@ -363,13 +367,16 @@ def _one_size(
             add(Plain(program, cores, folder, size))
             cell = Cell("vhost", "serve", "virtio-user", size, 1)
             add(VirtioUser(program, cores, serves["virtio-user"].socket, cell))
-        for name, work, kind in (
-            ("own", "own driver", Feeder),
-            ("driver", "driver's SA", Feeder),
-            ("vfio-user", "over vfio-user", PciFeeder),
+        for name, work, reach, wanted in (
+            ("own", "own driver", over_vhost_user, _PLAIN),
+            ("driver", "driver's SA", over_vhost_user, SUPPORTED),
+            ("vfio-user", "over vfio-user", over_vfio_user, SUPPORTED),
         ):
-            feeder = kind(native, serves[name].socket, size, driver_control=name != "own")
-            add(Own(feeder, cores, Cell("vhost", "serve", work, size, 1)))
+            link = reach(serves[name].socket)
+            stack.callback(link.close)
+            driver = started(link, wanted)
+            sa = driver.sas.create_outbound(tunnel()) if name != "own" else None
+            add(Own(Feeder(native, driver, size, sa), cores, Cell("vhost", "serve", work, size, 1)))
         for number in range(rounds):
             quiet.look()
             for runner in runners if number % 2 == 0 else reversed(runners):

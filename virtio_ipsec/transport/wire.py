@@ -34,6 +34,8 @@ class Wired:
         self._target = target
         self._uplink = uplink
         self._poll = select.poll()
+        #: Somebody has been told that frames wait, and has not taken them.
+        self._told = False
         if (fd := uplink.fileno()) is not None:
             self._poll.register(fd, select.POLLIN)
 
@@ -46,12 +48,18 @@ class Wired:
         self.captured()
 
     def poll(self, timeout: float) -> None:
-        """Let the device work until something happens on its queues or its wire, or the time is over."""
+        """Let the device work until something happens on its queues or its wire, or the time is over. Frames that
+        nobody takes end one call only: who asks again waits for something else."""
         end = monotonic() + timeout
-        while not self._waits() and (begin := monotonic()) < end:
-            share = min(_SLICE, end - begin)
+        while True:
+            if not self._told and self._waits():
+                self._told = True
+                return
+            begin = monotonic()
+            share = max(0.0, min(_SLICE, end - begin))
             self._target.poll(share)
-            if monotonic() - begin < share:
+            now = monotonic()
+            if now - begin < share or now >= end:
                 return
 
     def _waits(self) -> bool:
@@ -66,6 +74,7 @@ class Wired:
 
     def captured(self) -> list[bytes]:
         """What the device has sent since the last call."""
+        self._told = False
         frames: list[bytes] = []
         for _ in range(_BATCHES):
             found = self._uplink.receive(_BATCH)

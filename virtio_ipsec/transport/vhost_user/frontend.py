@@ -331,6 +331,10 @@ class VhostUserLink:
         """Available-buffer notification; nothing for a virtqueue that is not set up."""
         self.vrings.kick(index)
 
+    def kick_fd(self, index: int) -> int:
+        """The eventfd that notifies the device, for drivers that are not written in Python."""
+        return self.vrings.kick_fd(index)
+
     def interrupts(self) -> set[int]:
         """Queue indices with a used-buffer notification since the last call."""
         return self.vrings.called()

@@ -324,6 +324,11 @@ class PciLink:
         """The eventfd that notifies the device, for drivers that are not written in Python; None: there is none."""
         return self._queues[index].doorbell.fd
 
+    def kick_word(self, index: int) -> memoryview | None:
+        """The same for a doorbell that is a mapped register: without F_NOTIFICATION_DATA and F_NOTIF_CONFIG_DATA the
+        queue's index, 16 bits, is what to write there."""
+        return self._queues[index].doorbell.word
+
     def interrupts(self) -> set[int]:
         """Queue indices with a used buffer notification since the last call."""
         return self._signals.called()

@@ -59,11 +59,12 @@ class Doorbell:
         self._position = position
         #: The eventfd, for drivers that are not written in Python; None: there is none.
         self.fd = access.doorbell(place.region, place.offset, place.length, value)
-        self._word: memoryview | None = None
+        #: The register itself, where it is mapped.
+        self.word: memoryview | None = None
         if self.fd is None and place.offset % place.length == 0:
             word: Literal["H", "I"] = "H" if place.length == 2 else "I"
             view = access.map_region(place.region, place.offset, place.length)
-            self._word = None if view is None else view.cast(word)
+            self.word = None if view is None else view.cast(word)
 
     def ring(self) -> None:
         """Tell the device."""
@@ -74,14 +75,14 @@ class Doorbell:
         value = self._value
         if self._position is not None:
             value = notification(value, self._position.now())
-        if self._word is not None:
-            self._word[0] = value
+        if self.word is not None:
+            self.word[0] = value
         else:
             data = value.to_bytes(self._place.length, "little")
             self._access.write(self._place.region, self._place.offset, data)
 
     def close(self) -> None:
         """Let mapped memory go."""
-        if self._word is not None:
-            self._word.release()
-            self._word = None
+        if self.word is not None:
+            self.word.release()
+            self.word = None
