@@ -91,7 +91,7 @@ def test_the_command_line_judges_who_comes(tmp_path: Path, capsys: pytest.Captur
     visitor.join()
     said = capsys.readouterr()
     assert f"{where}: waiting for a driver; face full" in said.err
-    assert said.out.splitlines()[-1].startswith(f"passed: driver {where}, dialect virtio-1.4: 128 cases")
+    assert said.out.splitlines()[-1].startswith(f"passed: driver {where}, dialect virtio-1.4: 135 cases")
     found = master.read(file)
     assert (found.identity.role, found.identity.target) == ("driver", where)
     assert found.count(Verdict.PASS) > 20
@@ -114,7 +114,7 @@ def test_an_interrupted_run_judges_what_was_seen(tmp_path: Path, capsys: pytest.
     said = capsys.readouterr()
     assert "interrupted: judging what was seen" in said.err
     assert said.err.count("waiting for a driver") == 1
-    assert "32 UNSUPPORTED, 96 NOT SEEN" in said.out
+    assert "39 UNSUPPORTED, 96 NOT SEEN" in said.out
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ class ReadsStaleBytes(OtherList):
     extra = 0x100
 
 
-@driver_mutant("ADM-DRV-06")
+@driver_mutant("ADM-DRV-06", "ADM-DRV-10")
 class OtherGroup(Wrong):
     """A command of a group type without its list."""
 

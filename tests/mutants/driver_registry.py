@@ -15,7 +15,7 @@ from random import Random
 from typing import Any, TypeVar
 
 from virtio_ipsec.conformance.monitor.report import judge_trace
-from virtio_ipsec.conformance.monitor.script import Hands, Script, perform
+from virtio_ipsec.conformance.monitor.script import Hands, Script, perform, perform_over_pci
 from virtio_ipsec.conformance.result import Report
 from virtio_ipsec.conformance.verdict import Verdict
 from virtio_ipsec.driver.driver import Driver
@@ -156,11 +156,14 @@ class DriverMutant:
     dependants: frozenset[str]
     dialect: str
     face: Face
+    #: Whether it comes through a PCI function, where questions do not arrive.
+    over_pci: bool = False
 
     def report(self) -> Report:
         """What the judges say of it."""
         recorder = Recorder(DIALECTS[self.dialect])
-        perform(recorder, Random(1).randbytes, [self.face], self.script)
+        play = perform_over_pci if self.over_pci else perform
+        play(recorder, Random(1).randbytes, [self.face], self.script)
         return judge_trace(recorder, self.name)
 
     def __str__(self) -> str:
@@ -176,6 +179,7 @@ def driver_mutant(
     face: str = "full",
     without: tuple[Feature, ...] = (),
     dialect: str | None = None,
+    over_pci: bool = False,
 ) -> Callable[[Kind], Kind]:
     """Register the decorated script as a mutant that breaks ``broken``, before a device with this face."""
 
@@ -192,6 +196,7 @@ def driver_mutant(
             frozenset(dependants),
             dialect or clause(broken).dialects[0],
             FACES[face].without(*without),
+            over_pci,
         )
         return script
 

@@ -3,13 +3,14 @@
 Where the driver clauses are obeyed:
 
 =====================  ==========================================================================
-ADM-DRV-01             a permission not used: only the self group is asked
+ADM-DRV-01             a permission not used: other groups are asked when :meth:`Admin.for_members` is used
 ADM-DRV-02, -06        :meth:`Admin.command` refuses what no LIST_USE has enabled
 ADM-DRV-03             one command at a time: a command returns when it has completed
 ADM-DRV-04, -05        :meth:`Admin.list_use` takes the intersection of KNOWN and LIST_QUERY
 ADM-DRV-07             a permission not used: both list commands stay enabled
 ADM-DRV-08, -09        ``CommandFailed`` maps unknown status and qualifier values
-ADM-DRV-10             no command of the SR-IOV group is sent
+ADM-DRV-10             a command returns when it has completed: who uses :meth:`Admin.for_members` keeps
+                       VF Enable, which is the transport's, set for so long
 AVQ-DRV-01 to -04      the frame codec pads to 8 bytes; the reply has at least 8 bytes
 AVQ-DRV-05             the queue returns only used bytes, the reply is zero beyond them
 AVQ-DRV-06             one administration queue is used
@@ -56,6 +57,17 @@ CAP_OBJECTS: Mapping[int, tuple[int, ...]] = {
     CapId.NET_IPSEC_SA_CAP: (ResourceType.NET_IPSEC_OUTB_SA, ResourceType.NET_IPSEC_INB_SA),
 }
 
+_LISTS = frozenset({Opcode.LIST_QUERY, Opcode.LIST_USE})
+_OBJECTS = frozenset({Opcode.RESOURCE_OBJ_CREATE, Opcode.RESOURCE_OBJ_DESTROY})
+#: By group; QUERY and MODIFY, which each dialect has at its own place, come on top.
+_KNOWN: Mapping[GroupType, frozenset[int]] = {
+    GroupType.SELF: _LISTS
+    | _OBJECTS
+    | {Opcode.CAP_ID_LIST_QUERY, Opcode.DEVICE_CAP_GET, Opcode.DRIVER_CAP_SET},
+    GroupType.SRIOV: _LISTS
+    | _OBJECTS
+    | {Opcode.DEV_PARTS_METADATA_GET, Opcode.DEV_PARTS_GET, Opcode.DEV_PARTS_SET, Opcode.DEV_MODE_SET},
+}
 _HEADER = 8
 _LIST_RESULT = 64
 #: Capability ids up to 0x0fff: everything that is not reserved.
@@ -70,14 +82,22 @@ class RequestQueue(Protocol):
 
 
 class Admin:
-    """Administration commands over one queue. ``pause`` gives the device time before a retry."""
+    """Administration commands for one group over one queue. ``pause`` gives the device time before a retry."""
 
     def __init__(
-        self, queue: RequestQueue, dialect: Dialect, *, retries: int = 16, pause: Callable[[], None]
+        self,
+        queue: RequestQueue,
+        dialect: Dialect,
+        *,
+        retries: int = 16,
+        pause: Callable[[], None],
+        group: GroupType = GroupType.SELF,
     ) -> None:
         self._queue = queue
+        self._dialect = dialect
         self._retries = retries
         self._pause = pause
+        self._group = group
         self._supported: frozenset[int] = frozenset()
         #: Opcodes in use: none before LIST_USE has succeeded.
         self.opcodes: frozenset[int] = frozenset()
@@ -85,10 +105,14 @@ class Admin:
         #: Objects that may exist, per type: the driver's own limits (RO-DRV-02). Absent: none.
         self.limits: dict[int, int] = {}
         self._query, self._modify = dialect.query_opcode, dialect.modify_opcode
-        known = {Opcode.LIST_QUERY, Opcode.LIST_USE, Opcode.CAP_ID_LIST_QUERY, Opcode.DEVICE_CAP_GET}
-        known |= {Opcode.DRIVER_CAP_SET, Opcode.RESOURCE_OBJ_CREATE, Opcode.RESOURCE_OBJ_DESTROY}
         #: Opcodes that this driver is familiar with (ADM-DRV-04).
-        self.known: frozenset[int] = frozenset(known) | {self._query, self._modify}
+        self.known: frozenset[int] = _KNOWN[group] | {self._query, self._modify}
+
+    def for_members(self) -> Admin:
+        """The commands of the SR-IOV group, over the same queue: for an owner whose virtual functions are enabled."""
+        return Admin(
+            self._queue, self._dialect, retries=self._retries, pause=self._pause, group=GroupType.SRIOV
+        )
 
     def list_query(self) -> frozenset[int]:
         """The opcodes that the device supports. Raises CommandFailed."""
@@ -101,15 +125,16 @@ class Admin:
         self._send(Opcode.LIST_USE, id_bitmap_build(chosen), 0)
         self.opcodes = chosen
 
-    def command(self, opcode: int, data: bytes = b"", result_len: int = 0) -> bytes:
+    def command(self, opcode: int, data: bytes = b"", result_len: int = 0, *, member: int = 0) -> bytes:
         """Send one command that LIST_USE enabled; its result, exactly ``result_len`` bytes, zeros where
-        the device wrote nothing. Raises CommandFailed with status and qualifier."""
+        the device wrote nothing. Raises CommandFailed with status and qualifier. ``member``: of the group, from 1 on;
+        the self group has none."""
         if opcode not in self.opcodes:
             raise NotNegotiated(f"opcode {opcode:#06x} was not enabled with LIST_USE")
-        return self._send(opcode, data, result_len)
+        return self._send(opcode, data, result_len, member)
 
-    def _send(self, opcode: int, data: bytes, result_len: int) -> bytes:
-        frame = ADMIN_COMMAND.build(AdminCommand(opcode, GroupType.SELF, 0, data))
+    def _send(self, opcode: int, data: bytes, result_len: int, member: int = 0) -> bytes:
+        frame = ADMIN_COMMAND.build(AdminCommand(opcode, self._group, member, data))
         writable = _HEADER + result_len + -result_len % 8
         for attempt in range(self._retries + 1):
             if attempt:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from virtio_ipsec.device.config import DeviceConfig
@@ -33,7 +33,7 @@ class EmbeddedFunction:
     def __init__(
         self,
         device: Device,
-        function_class: type[PciFunction] = PciFunction,
+        function_class: Callable[..., PciFunction] = PciFunction,
         *,
         members: SriovGroup | None = None,
         virtual: bool = False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 from virtio_ipsec.device.members import SriovGroup
 from virtio_ipsec.errors import TransportError
@@ -18,7 +19,7 @@ class PciPort:
     """``port`` as a function at ``path``; the port stays the caller's. TransportError when it cannot listen there.
 
     ``group``: the virtual functions that it owns. A ``virtual`` function has no socket until its owner enables it: its
-    clients find it at the same path each time.
+    clients find it at the same path each time. ``make``: what the function is.
     """
 
     def __init__(
@@ -29,11 +30,12 @@ class PciPort:
         mode: int = 0o600,
         group: SriovGroup | None = None,
         virtual: bool = False,
+        make: Callable[..., PciFunction] = PciFunction,
     ) -> None:
         self._port = port
         self._path = path
         self._mode = mode
-        self.function = PciFunction(port, members=group, virtual=virtual)
+        self.function = make(port, members=group, virtual=virtual)
         #: This function as its owner reaches it.
         self.member = VirtualFunction(self.function, self._set_present)
         self._server: VfioUserServer | None = None

@@ -86,6 +86,13 @@ def describe(life: Life, event: seen.Event, *, full: bool) -> Shown:
         case seen.Register(name, is_write, value, length, queue):
             verb = "written" if is_write else "read"
             return Shown("registers", f"{name} {verb}: {value:#x} ({length} bytes, queue {queue})")
+        case seen.MembersChanged(num_vfs):
+            what = "VF Enable clear" if num_vfs is None else f"VF Enable set, NumVFs {num_vfs}"
+            return Shown("registers", f"SR-IOV capability: {what}")
+        case seen.MemberAccessed(member, is_write, offset, data):
+            verb = "written" if is_write else "read"
+            where = f"device configuration of member {member} {verb} at offset {offset}"
+            return Shown("registers", f"{where}: {data.hex()}")
         case seen.Probed(about, mark, frame):
             return Shown("inject", f"asked about: {about} (mark {mark:#x})", _octets(frame) if full else ())
         case _:

@@ -22,10 +22,17 @@ from virtio_ipsec.transport.monitor.events import (
     StatusWritten,
     Taken,
 )
-from virtio_ipsec.wire.admin import ADMIN_COMMAND, CAP_COMMAND, OBJECT_COMMAND, CapCommand, ObjectCommand
+from virtio_ipsec.wire.admin import (
+    ADMIN_COMMAND,
+    CAP_COMMAND,
+    OBJECT_COMMAND,
+    AdminCommand,
+    CapCommand,
+    ObjectCommand,
+)
 from virtio_ipsec.wire.dialect import Dialect
 from virtio_ipsec.wire.net_header import NetHdr, NetHdrCodec
-from virtio_ipsec.wire.numbers import Feature, Opcode, Status, has
+from virtio_ipsec.wire.numbers import Feature, GroupType, Opcode, Status, has
 
 Kind = TypeVar("Kind", bound=Event)
 _OBJECT_OPCODES = range(Opcode.RESOURCE_OBJ_CREATE, Opcode.RESOURCE_OBJ_DESTROY + 1)
@@ -45,24 +52,28 @@ class Command:
     reply: bytes | None
 
     @cached_property
-    def _parsed(self) -> tuple[int, int, bytes]:
-        command = ADMIN_COMMAND.parse(self.readable)
-        return command.opcode, command.group_type, command.data
+    def _parsed(self) -> AdminCommand:
+        return ADMIN_COMMAND.parse(self.readable)
 
     @property
     def opcode(self) -> int:
         """The opcode."""
-        return self._parsed[0]
+        return self._parsed.opcode
 
     @property
     def group(self) -> int:
         """The group type."""
-        return self._parsed[1]
+        return self._parsed.group_type
+
+    @property
+    def member(self) -> int:
+        """The group member id."""
+        return self._parsed.group_member_id
 
     @property
     def data(self) -> bytes:
         """Command-specific data."""
-        return self._parsed[2]
+        return self._parsed.data
 
     @property
     def status(self) -> int | None:
@@ -85,9 +96,14 @@ class Command:
         return (self.reply or b"")[8:]
 
     @cached_property
-    def object(self) -> ObjectCommand | None:
-        """What an object command is about."""
+    def any_object(self) -> ObjectCommand | None:
+        """What an object command is about, of whatever group."""
         return OBJECT_COMMAND.parse(self.data) if self.opcode in _OBJECT_OPCODES else None
+
+    @property
+    def object(self) -> ObjectCommand | None:
+        """What an object command is about, where that is an object of the device itself."""
+        return self.any_object if self.group == GroupType.SELF else None
 
     @cached_property
     def capability(self) -> CapCommand | None:

@@ -32,6 +32,7 @@ _MISSING = {
     "registers": "the driver's own accesses to status, features and configuration do not show through this transport",
     "notifications": "available buffer notifications do not show through this transport",
     "pci": "the driver did not come through a PCI function",
+    "members": "no device before it owned virtual functions: only PCI functions of some faces do",
 }
 
 

@@ -13,7 +13,7 @@ from ipaddress import IPv4Address
 from typing import Any, cast
 
 from virtio_ipsec.conformance.frames import TCP, UDP, Shape, checksum, ethernet, packet
-from virtio_ipsec.driver.config import DriverConfig
+from virtio_ipsec.conformance.monitor.script_members import CONFIG, Owning
 from virtio_ipsec.driver.driver import Driver, Received
 from virtio_ipsec.driver.flows import LENGTHS
 from virtio_ipsec.driver.link import Link
@@ -51,15 +51,6 @@ from virtio_ipsec.wire.tunnel import NO_TUNNEL, TunnelIPv4
 #: Who the stack is; its neighbours have the next two addresses.
 ADDRESS = IPv4Address("192.0.2.10")
 PEER = bytes.fromhex("020000000a01")
-CONFIG = DriverConfig(
-    queue_pairs=2,
-    queue_size=64,
-    receive_buffers=8,
-    inbound_sas=8,
-    outbound_sas=8,
-    polls=4,
-    poll_timeout=0.0,
-)
 #: Faces that show something more as PCI functions: both ring formats.
 PCI_FACES = frozenset({"full", "split"})
 _TUNNEL = TunnelIPv4(IPv4Address("192.0.2.10"), IPv4Address("192.0.2.20"))
@@ -88,7 +79,7 @@ class Hands:
         self._link.write_status(value)
 
 
-class Script:
+class Script(Owning):
     """One device, from the first reset to the driver's end. ``rng(n)``: ``n`` octets for keys; ``ask(script)`` lets
     questions arrive and calls :meth:`receive` after each."""
 
@@ -133,6 +124,7 @@ class Script:
         yield self.answer_about_the_past
         yield self.order_two_queues
         yield self.reset_queues
+        yield self.own_members
         yield self.lock_lists
         yield self.stop
 

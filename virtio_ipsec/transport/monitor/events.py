@@ -28,7 +28,8 @@ class Event:
 @dataclass(frozen=True, slots=True)
 class Began(Event):
     """A device with this face stands before a driver. ``shows``: what of the driver is visible through its transport:
-    "registers" (features, status, configuration), "notifications", "pci"; queues always are."""
+    "registers" (features, status, configuration), "notifications", "pci", "members" (a PCI function that owns virtual
+    ones); queues always are."""
 
     face: str
     offered: int
@@ -157,6 +158,23 @@ class Descriptor:
 
 
 Descriptors = tuple[Descriptor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MembersChanged(Event):
+    """The SR-IOV capability: NumVFs while VF Enable is set; None: it is clear, as at first."""
+
+    num_vfs: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class MemberAccessed(Event):
+    """Somebody read or wrote the device configuration of a virtual function; ``data``: what was read or written."""
+
+    member: int
+    is_write: bool
+    offset: int
+    data: bytes
 
 
 @dataclass(frozen=True, slots=True)

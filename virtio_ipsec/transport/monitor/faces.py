@@ -7,7 +7,7 @@ knows, an answer that says "again", a packet that names an SA which is gone.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import ClassVar
 
@@ -48,7 +48,8 @@ _SA_TYPES = (ResourceType.NET_IPSEC_OUTB_SA, ResourceType.NET_IPSEC_INB_SA)
 @dataclass(frozen=True, slots=True)
 class Face:
     """``features`` out of those that the device does, and ``beyond`` of which it only says so. ``refuses``: it lets
-    no feature set pass. ``admin_queues``: how many it says that it has."""
+    no feature set pass. ``admin_queues``: how many it says that it has. ``vfs``: virtual functions that it owns where
+    it is a PCI function."""
 
     name: str
     summary: str
@@ -56,18 +57,12 @@ class Face:
     beyond: int = 0
     refuses: bool = False
     admin_queues: int = 1
+    vfs: int = 0
 
     def without(self, *features: Feature) -> Face:
         """The same without some features."""
         word = mask(*features)
-        return Face(
-            self.name,
-            self.summary,
-            self.features & ~word,
-            self.beyond & ~word,
-            self.refuses,
-            self.admin_queues,
-        )
+        return replace(self, features=self.features & ~word, beyond=self.beyond & ~word)
 
 
 FACES: Mapping[str, Face] = MappingProxyType(
@@ -76,8 +71,9 @@ FACES: Mapping[str, Face] = MappingProxyType(
         for face in (
             Face(
                 "full",
-                "everything that the device does, UDP tunnels on receive, and bits 71 and 127",
+                "everything that the device does, UDP tunnels on receive, virtual functions, and bits 71 and 127",
                 beyond=UNKNOWN_BITS | mask(_F.NET_F_GUEST_UDP_TUNNEL_GSO, _F.NET_F_GUEST_UDP_TUNNEL_GSO_CSUM),
+                vfs=2,
             ),
             Face(
                 "split",

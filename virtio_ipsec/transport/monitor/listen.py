@@ -6,21 +6,24 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import IPv4Address
 from time import monotonic_ns
 
 from virtio_ipsec.device.device import Device
+from virtio_ipsec.device.members import SriovGroup
 from virtio_ipsec.driver.link import TRANSPORT_BITS
 from virtio_ipsec.errors import ConfigError
 from virtio_ipsec.transport.loop import Loop
 from virtio_ipsec.transport.monitor.events import Began, Recorder
 from virtio_ipsec.transport.monitor.faces import Face, Questions, make_device
+from virtio_ipsec.transport.monitor.member import ServedMember, WatchedMember, member_device
 from virtio_ipsec.transport.monitor.port import WatchedFunction, WatchedPort, WatchedSession
 from virtio_ipsec.transport.monitor.prober import Prober
 from virtio_ipsec.transport.monitor.probing import ProbingUplink, Rounds
+from virtio_ipsec.transport.port import ServedPort
 from virtio_ipsec.transport.serving import PATIENCE, Conversation, Serving
 from virtio_ipsec.transport.uplink import open_uplink
 from virtio_ipsec.transport.vfio_user.connection import Connection as VfioConnection
@@ -28,19 +31,23 @@ from virtio_ipsec.transport.vfio_user.session import Session as VfioSession
 from virtio_ipsec.transport.vhost_user.connection import Connection as VhostConnection
 from virtio_ipsec.transport.vhost_user.features import device_features
 from virtio_ipsec.transport.virtio_pci.direct import DirectAccess
+from virtio_ipsec.transport.virtio_pci.function import PciFunction
 from virtio_ipsec.transport.virtio_pci.link import Options, PciLink
+from virtio_ipsec.transport.virtio_pci.member import VirtualFunction
 from virtio_ipsec.wire.numbers import Feature, mask
 
 _log = logging.getLogger(__name__)
 #: Ways for a driver to come.
 WAYS = ("vhost-user", "vfio-user")
-_PCI_CARRIES = TRANSPORT_BITS & ~mask(Feature.F_SUSPEND, Feature.F_SR_IOV)
+_SR_IOV = mask(Feature.F_SR_IOV)
+_PCI_CARRIES = TRANSPORT_BITS & ~(mask(Feature.F_SUSPEND) | _SR_IOV)
 #: What the function itself offers, where it does.
 _FUNCTION_OFFERS = mask(Feature.F_NOTIF_CONFIG_DATA)
 #: Bytes of memory of a driver in this process.
 _MEMORY = 8 << 20
 #: The device configuration in the BAR is a page.
 _PCI_SHOWS = frozenset({"registers", "notifications", "pci", "long config"})
+_MEMBERS = frozenset({"members"})
 _VHOST_CARRIES = mask(Feature.F_RING_RESET, Feature.F_ADMIN_VQ)
 #: A vhost-user front-end answers for translation itself.
 _NOT_OVER_VHOST = mask(Feature.F_ACCESS_PLATFORM)
@@ -133,10 +140,16 @@ def _receive(
     uplink = ProbingUplink(open_uplink(invitation.uplink))
     port = WatchedPort(device, uplink, recorder)
     function: WatchedFunction | None = None
+    members: list[ServedMember] = []
     opens: Callable[[socket.socket], Conversation]
     try:
         if way == "vfio-user":
-            function = _watched_function(face, port)
+            # One by one: those that are there are closed when another one cannot be.
+            members.extend(
+                ServedMember(device, number, f"{path}.vf{number}", recorder)
+                for number in range(1, face.vfs + 1)
+            )
+            function = _watched_function(face, port, [each.member for each in members])
             opens = partial(_vfio_session, function)
         else:
             began = _began(face, device, device_features(port), _VHOST_CARRIES, frozenset())
@@ -157,30 +170,49 @@ def _receive(
         if function is not None:
             function.close()
         port.close()
+        for each in members:
+            each.close()
+
+
+class WatchedPci(PciLink):
+    """A link to a watched function of this process, and to those virtual ones that it owns."""
+
+    def __init__(self, function: WatchedFunction, members: Sequence[PciFunction]) -> None:
+        self._members = members
+        super().__init__(DirectAccess(function), Options(memory=_MEMORY))
+
+    def member(self, number: int) -> PciLink:
+        """Virtual function ``number``, the caller's to close. TransportError while it is not there."""
+        return PciLink(DirectAccess(self._members[number - 1]), Options(memory=_MEMORY))
 
 
 @contextmanager
-def watched_pci(face: Face, recorder: Recorder, rng: Callable[[int], bytes]) -> Iterator[PciLink]:
+def watched_pci(face: Face, recorder: Recorder, rng: Callable[[int], bytes]) -> Iterator[WatchedPci]:
     """A link to a device with this face as a PCI function of this process; what is done to it goes to ``recorder``."""
     device = make_device(face, recorder.dialect, Questions(face, rough=True), rng, shown=~_FUNCTION_OFFERS)
-    port = WatchedPort(device, open_uplink("null"), recorder)
-    function = None
-    try:
-        function = _watched_function(face, port)
-        link = PciLink(DirectAccess(function), Options(memory=_MEMORY))
-        try:
-            yield link
-        finally:
-            link.close()
-    finally:
-        if function is not None:
-            function.close()
-        port.close()
+    with ExitStack() as held:
+        port = WatchedPort(device, open_uplink("null"), recorder)
+        held.callback(port.close)
+        functions = []
+        for number in range(1, face.vfs + 1):
+            own = ServedPort(member_device(device, number, rng), open_uplink("null"), name=f"vf{number}")
+            held.callback(own.close)
+            functions.append(WatchedMember(number, recorder, own, virtual=True))
+            held.callback(functions[-1].close)
+        function = _watched_function(face, port, [VirtualFunction(each) for each in functions])
+        held.callback(function.close)
+        link = WatchedPci(function, functions)
+        held.callback(link.close)
+        yield link
 
 
-def _watched_function(face: Face, port: WatchedPort) -> WatchedFunction:
-    function = WatchedFunction(port, notifications=bool(face.beyond))
-    port.recorder.note(_began(face, port.device, function.offered, _PCI_CARRIES, _PCI_SHOWS))
+def _watched_function(face: Face, port: WatchedPort, members: Sequence[VirtualFunction]) -> WatchedFunction:
+    group = SriovGroup(members, stoppable=True) if members else None
+    function = WatchedFunction(port, members=group, notifications=bool(face.beyond))
+    carried, shows = (
+        (_PCI_CARRIES | _SR_IOV, _PCI_SHOWS | _MEMBERS) if members else (_PCI_CARRIES, _PCI_SHOWS)
+    )
+    port.recorder.note(_began(face, port.device, function.offered, carried, shows))
     return function
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
 from virtio_ipsec.device.device import Device
+from virtio_ipsec.device.members import SriovGroup
 from virtio_ipsec.errors import DeviceStateError, RingError
 from virtio_ipsec.fastpath import native
 from virtio_ipsec.fastpath.rings import QueueOptions
@@ -21,6 +24,7 @@ from virtio_ipsec.transport.monitor.events import (
     FeaturesWritten,
     GenerationRead,
     Kicked,
+    MembersChanged,
     QueueEnabled,
     QueueReset,
     Recorder,
@@ -202,14 +206,17 @@ def _config(message: Message) -> Config:
 
 
 class WatchedFunction(PciFunction):
-    """virtio-pci: every access to the structures in the BAR."""
+    """virtio-pci: every access to the structures in the BAR, and what becomes of the virtual functions."""
 
-    def __init__(self, port: WatchedPort, *, notifications: bool = True) -> None:
+    def __init__(
+        self, port: WatchedPort, *, members: SriovGroup | None = None, notifications: bool = True
+    ) -> None:
         self._watched = port
+        self._members = members
         self._queue = 0
         self._select = 0
         self._word = 0
-        super().__init__(port, notifications=notifications)
+        super().__init__(port, members=members, notifications=notifications)
 
     def read(self, region: int, offset: int, length: int) -> bytes:
         data = super().read(region, offset, length)
@@ -219,7 +226,8 @@ class WatchedFunction(PciFunction):
 
     def write(self, region: int, offset: int, data: bytes) -> None:
         if region != STRUCTURES_BAR:
-            super().write(region, offset, data)
+            with self._noting_members():
+                super().write(region, offset, data)
             return
         written = [
             (register, int.from_bytes(data[begin : begin + register.width], "little"))
@@ -240,6 +248,31 @@ class WatchedFunction(PciFunction):
             note(ConfigWritten(offset - DEVICE, data))
         elif offset >= NOTIFY:
             note(Kicked((offset - NOTIFY) // self._stride))
+
+    def reset(self) -> None:
+        with self._noting_members():
+            super().reset()
+
+    def disconnect(self) -> None:
+        """What becomes of the virtual functions then is noted behind the driver's end: it is not its doing."""
+        with self._noting_members():
+            super().disconnect()
+
+    @contextmanager
+    def _noting_members(self) -> Iterator[None]:
+        """Note what happens inside to the virtual functions."""
+        members, self._members = self._members, None
+        if members is None:
+            yield
+            return
+        before = members.num_vfs
+        self._watched.look()
+        try:
+            yield
+        finally:
+            self._members = members
+            if members.num_vfs != before:
+                self._watched.recorder.note(MembersChanged(members.num_vfs))
 
     @property
     def offered(self) -> int:

@@ -13,11 +13,13 @@ from virtio_ipsec.wire.admin import (
     CAP_COMMAND,
     OBJECT_COMMAND,
     RESOURCE_HEADER,
+    ObjectCommand,
     id_bitmap_parse,
 )
 from virtio_ipsec.wire.annotate import opcode_name
+from virtio_ipsec.wire.device_parts import METADATA_COMMAND, MODE_SET, PARTS_GET, PARTS_SET
 from virtio_ipsec.wire.dialect import Dialect
-from virtio_ipsec.wire.numbers import CapId, Opcode, ResourceType
+from virtio_ipsec.wire.numbers import CapId, GroupType, Opcode, ResourceType
 
 LISTS = frozenset({Opcode.LIST_QUERY, Opcode.LIST_USE})
 #: Object type -> capabilities that it depends on.
@@ -40,14 +42,23 @@ LIMITS: Mapping[int, tuple[CapId, str]] = {
     ResourceType.NET_IPSEC_OUTB_SA: (CapId.NET_IPSEC_RESOURCE_CAP, "outb_sa_limit"),
     ResourceType.NET_IPSEC_INB_SA: (CapId.NET_IPSEC_RESOURCE_CAP, "inb_sa_limit"),
 }
+#: Commands about the parts of a member -> bytes of their data that are always there.
+_LENGTHS: Mapping[int, int] = {
+    Opcode.DEV_PARTS_METADATA_GET: METADATA_COMMAND.fixed_size,
+    Opcode.DEV_PARTS_GET: PARTS_GET.fixed_size,
+    Opcode.DEV_PARTS_SET: PARTS_SET.fixed_size,
+    Opcode.DEV_MODE_SET: MODE_SET.fixed_size,
+}
 
 
 def named(command: Command, dialect: Dialect) -> str:
     """The command, with what it is about."""
-    about = command.object
+    about = command.any_object
     what = f" of {type_name(about.type)} {about.id}" if about else ""
     if command.capability is not None:
         what = f" of capability {command.capability.id:#06x}"
+    if command.group == GroupType.SRIOV:
+        what += f" for member {command.member}"
     return f"{opcode_name(command.opcode, dialect)}{what}"
 
 
@@ -178,10 +189,8 @@ def locked_out(run: Run) -> Iterator[Finding]:
 # -- answers ----------------------------------------------------------------------------------------------
 
 
-def _not_believed(run: Run, life: Life, command: Command) -> Finding:
+def _not_believed(run: Run, life: Life, command: Command, about: ObjectCommand) -> Finding:
     """That the driver does not take a refused CREATE for done."""
-    about = command.object
-    assert about is not None  # noqa: S101 - callers pass CREATE only
     for thing, live in life.walk():
         if isinstance(thing, Command):
             if thing.exposed <= command.at:
@@ -210,8 +219,9 @@ def unknown_status(run: Run) -> Iterator[Finding]:
     for life in run.lives:
         for command in life.commands:
             strange = command.status is not None and command.status not in AdminStatus._value2member_map_
-            if strange and command.opcode == Opcode.RESOURCE_OBJ_CREATE:
-                yield _not_believed(run, life, command)
+            about = command.object
+            if strange and about is not None and command.opcode == Opcode.RESOURCE_OBJ_CREATE:
+                yield _not_believed(run, life, command, about)
 
 
 @judge("ADM-DRV-09", when="a CREATE was answered with EINVAL and a qualifier that nobody knows")
@@ -221,8 +231,9 @@ def unknown_qualifier(run: Run) -> Iterator[Finding]:
         for command in life.commands:
             strange = command.status == AdminStatus.EINVAL
             strange = strange and command.qualifier not in AdminQualifier._value2member_map_
-            if strange and command.opcode == Opcode.RESOURCE_OBJ_CREATE:
-                yield _not_believed(run, life, command)
+            about = command.object
+            if strange and about is not None and command.opcode == Opcode.RESOURCE_OBJ_CREATE:
+                yield _not_believed(run, life, command, about)
 
 
 # -- frames -----------------------------------------------------------------------------------------------
@@ -233,11 +244,12 @@ def _wanted_length(command: Command, dialect: Dialect) -> int:
     head = ADMIN_COMMAND.fixed_size
     if command.capability is not None:
         return head + CAP_COMMAND.fixed_size
-    if command.object is None:
-        return head
+    about = command.any_object
+    if about is None:
+        return head + _LENGTHS.get(command.opcode, 0)
     if command.opcode == Opcode.RESOURCE_OBJ_DESTROY:
         return head + RESOURCE_HEADER.fixed_size
-    codec = dialect.objects.get(command.object.type)
+    codec = dialect.objects.get(about.type)
     has_data = command.opcode in (Opcode.RESOURCE_OBJ_CREATE, dialect.modify_opcode)
     return head + OBJECT_COMMAND.fixed_size + (codec.fixed_size if codec and has_data else 0)
 
