@@ -267,7 +267,8 @@ class _FastSa:
 
 
 class FastOutboundSa(_FastSa):
-    """``rng``: once, for the base of the IVs. ``frozen``: it waits for :meth:`restore`."""
+    """``rng``: once, for the base of the IVs; what is promised of those, ``ipsec.sa.OutboundSa`` says. ``frozen``: it
+    waits for :meth:`restore`."""
 
     def __init__(
         self,

@@ -141,7 +141,11 @@ class _Sa:
 
 class OutboundSa(_Sa):
     """``sequence`` is the number used last. ``rng``: once for the base of counter IVs, else per packet. ``frozen``: it
-    waits for :meth:`restore`."""
+    waits for :meth:`restore`.
+
+    No counter IV of one object comes twice. Objects with the same key and salt know nothing of each other: k of them
+    that send N packets together use an IV twice with a probability of at most (k - 1) N / 2^64 (ledger E70).
+    """
 
     def __init__(self, params: SaParams, rng: Callable[[int], bytes], *, frozen: bool = False) -> None:
         super().__init__(params, frozen)
