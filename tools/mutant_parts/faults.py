@@ -151,8 +151,9 @@ def _surroundings(tree: ast.Module, path: Path_) -> tuple[ast.stmt, Path_, tuple
 
 
 def _lines(statement: ast.stmt) -> range:
-    """The lines of a statement, without those of the block under it."""
-    body = getattr(statement, "body", None)
+    """The lines of a statement, without those of the block under it; of a function, whose defaults its callers see,
+    all of them."""
+    body = getattr(statement, "body", None) if not isinstance(statement, ast.FunctionDef) else None
     end = body[0].lineno if body else (statement.end_lineno or statement.lineno) + 1
     return range(statement.lineno, max(end, statement.lineno + 1))
 

@@ -93,7 +93,12 @@ class Judge:
         def entering(frame: FrameType, event: str, argument: object) -> Any:
             return within if frame.f_code.co_filename.startswith(rooms) else None
 
-        target = new_target(dialect, device)
+        sys.settrace(entering)
+        try:
+            target = new_target(dialect, device)
+        finally:
+            sys.settrace(None)
+        making = frozenset(lines)  # every case sees what comes of it
         sweep = Bench.sweep
 
         def noted(bench: Bench, items: Iterable[Any]) -> list[Any]:
@@ -118,8 +123,9 @@ class Judge:
                     f"the device itself fails {case.id}: {result.verdict.value} {result.reason}"
                 )
             entry = (result.seconds, dialect.name, device, case.id)
-            for file, line in lines:
+            for file, line in lines | making:
                 self._cases[file, line].append(entry)
+            for file, _ in lines:
                 self._by_file[file].add(entry)
 
     def cases(self, fault: Fault) -> list[Entry]:
@@ -179,11 +185,8 @@ def _child(fault: Fault, cases: list[Entry], sweeping: set[str], write: int) -> 
         try:
             signal.setitimer(signal.ITIMER_PROF, LIMIT)
             _import_anew(fault)
-            targets = {
-                (name, device): new_target(dialect, device)
-                for name, dialect in DIALECTS.items()
-                for device in (PLAIN, OWNER)
-            }
+            places = {(dialect, device) for _, dialect, device, _ in cases}
+            targets = {(name, device): new_target(DIALECTS[name], device) for name, device in places}
         except Exception:
             os._exit(1)
         found = _first_notice(targets, cases, thin=True)

@@ -13,10 +13,12 @@ from virtio_ipsec.conformance.parts import PartsBench
 from virtio_ipsec.conformance.queues import Buffer
 from virtio_ipsec.conformance.verdict import Wedged
 from virtio_ipsec.wire.device_parts import (
+    METADATA_RESULT,
     QUEUE_CONFIG,
     DevMode,
     Metadata,
     Part,
+    PartFlag,
     PartType,
     headers_parse,
     offset_selector,
@@ -136,17 +138,26 @@ def lengths(bench: Bench) -> None:
             )
 
 
-@case("parts-device-features", "DP-DEV-07", needs=NEEDS)
+@case("parts-device-features", "DP-DEV-07", "INF-62", needs=NEEDS)
 def device_features(bench: Bench) -> None:
     """The device's features are compared with those in DEV_FEATURES, and stay what they are.
 
-    DEV_FEATURES as the member has it is accepted, with a bit more or less it is not; the member offers the same
-    features before and after it is resumed.
+    DEV_FEATURES is marked as optional in the parts and in their metadata. As the member has it, it is accepted, with a
+    bit more or less it is not; the member offers the same features before and after it is resumed.
     """
     it = PartsBench(bench)
     offered = it.vf.target.device_features()
     it.stop()
     part = by_key(it.get())[PartType.DEV_FEATURES, NONE]
+    headers = headers_parse(METADATA_RESULT.parse(it.metadata(Metadata.LIST)).headers)
+    for what, each in (
+        ("part", part.header),
+        *(("header", header) for header in headers if header.part_type == PartType.DEV_FEATURES),
+    ):
+        optional = bool(each.flags & PartFlag.OPTIONAL)
+        bench.check(
+            "INF-62", optional, f"the {what} of the device's features is optional", f"{each.flags:#x}"
+        )
     reply = it.set(part)
     bench.check("DP-DEV-07", reply.ok, "the features of the device", reply)
     word = int.from_bytes(part.value, "little")

@@ -2,53 +2,198 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 
+from virtio_ipsec.conformance import frames
 from virtio_ipsec.conformance.bench import Bench
 from virtio_ipsec.conformance.case import case
 from virtio_ipsec.conformance.cases.device_parts import NEEDS, NONE, by_key
-from virtio_ipsec.conformance.control import command, demand, max_pairs, switch, use_pairs
-from virtio_ipsec.conformance.hashing import configure
+from virtio_ipsec.conformance.control import command, demand, max_pairs
+from virtio_ipsec.conformance.packets import PEER_MAC
 from virtio_ipsec.conformance.parts import PartsBench
-from virtio_ipsec.conformance.verdict import Unsupported
+from virtio_ipsec.conformance.verdict import Unsupported, Wedged
+from virtio_ipsec.errors import RingError, WireError
 from virtio_ipsec.wire.device_parts import QUEUE_CONFIG, Part, PartFlag, PartType, control_selector
 from virtio_ipsec.wire.net_config import NET_CONFIG
-from virtio_ipsec.wire.net_control import MAC_TABLES, MacTables
-from virtio_ipsec.wire.numbers import CtrlClass, CtrlMac, CtrlRx, CtrlVlan, Feature, Status, has
+from virtio_ipsec.wire.net_control import (
+    HASH_CONFIG,
+    MAC_TABLES,
+    RSS_CONFIG,
+    HashConfig,
+    MacTables,
+    RssConfig,
+)
+from virtio_ipsec.wire.numbers import CtrlClass, CtrlMac, CtrlMq, CtrlRx, CtrlVlan, Feature, Status, has
 
 #: Not what they are after a reset.
 SWITCHES = {CtrlRx.PROMISC: False, CtrlRx.ALLMULTI: True}
 MORE_SWITCHES = dict.fromkeys((CtrlRx.ALLUNI, CtrlRx.NOMULTI, CtrlRx.NOUNI, CtrlRx.NOBCAST), True)
+#: Those with which it depends on the tables what comes.
+QUIET = {CtrlRx.PROMISC: False, CtrlRx.ALLMULTI: False}
 TABLES = MacTables(
     tuple(bytes.fromhex(text) for text in ("0a5670000001", "0a5770000001")), (bytes.fromhex("01005e000009"),)
 )
-VLANS = (5, 0x105, 4094)
+#: Neighbours of those in the tables, and of the VLANs.
+OTHERS = tuple(bytes.fromhex(text) for text in ("0a5670000002", "01005e00000a"))
+VLANS, OTHER_VLANS = (5, 0x105, 4094), (6, 0x104, 4093)
 OWN = bytes.fromhex("0a5670000077")
+MAC_TABLE = control_selector(CtrlClass.MAC, CtrlMac.TABLE_SET)
+VLAN_TABLE = control_selector(CtrlClass.VLAN, CtrlVlan.ADD)
 #: They cannot all be set (E111), or tell what is the device's to say.
 LEFT_OUT = {PartType.PCI_COMMON_CFG, PartType.VQ_NOTIFY_CFG}
+PAIRS = 2
+#: Receive buffers of a queue: enough for all frames before and after.
+BUFFERS = 48
 
 
-def offered(bench: Bench, *features: Feature) -> tuple[Feature, ...]:
-    """Those of them that member 1 offers."""
-    word = bench.owner.member(1).device_features()
-    return tuple(feature for feature in features if has(word, feature))
+class Settings:
+    """Control commands of a member's driver, and what each has set last: selector -> the command's data."""
+
+    def __init__(self, vf: Bench) -> None:
+        self.vf = vf
+        self.made: dict[bytes, bytes] = {}
+
+    def set(self, ctrl_class: CtrlClass, number: int, data: bytes) -> None:
+        """One command, which has to work."""
+        demand(command(self.vf, ctrl_class, number, data), f"{ctrl_class.name} {number}")
+        self.made[control_selector(ctrl_class, number)] = data
+
+    def has(self, feature: Feature) -> bool:
+        """Whether it was negotiated."""
+        return has(self.vf.features, feature)
+
+
+def tables(it: Settings, switches: Mapping[CtrlRx, bool] = QUIET) -> None:
+    """Receive modes, tables, an address, VLANs and queue pairs."""
+    if it.has(Feature.NET_F_CTRL_RX):
+        for number, on in switches.items():
+            it.set(CtrlClass.RX, number, bytes((on,)))
+        it.set(CtrlClass.MAC, CtrlMac.TABLE_SET, MAC_TABLES.build(TABLES))
+    if it.has(Feature.NET_F_CTRL_MAC_ADDR):
+        it.set(CtrlClass.MAC, CtrlMac.ADDR_SET, OWN)
+    if it.has(Feature.NET_F_CTRL_VLAN):
+        for vlan in VLANS:
+            it.set(CtrlClass.VLAN, CtrlVlan.ADD, vlan.to_bytes(2, "little"))
+        it.made[VLAN_TABLE] = b"".join(vlan.to_bytes(2, "little") for vlan in VLANS)
+    if it.has(Feature.NET_F_MQ) and max_pairs(it.vf) >= PAIRS:
+        it.set(CtrlClass.MQ, CtrlMq.VQ_PAIRS_SET, PAIRS.to_bytes(2, "little"))
+
+
+def modes(it: Settings) -> None:
+    """The same with every receive mode."""
+    tables(it, {**SWITCHES, **(MORE_SWITCHES if it.has(Feature.NET_F_CTRL_RX_EXTRA) else {})})
+
+
+def _config(it: Settings) -> tuple[int, bytes, int]:
+    """(all hash types, the longest key, the longest indirection table)."""
+    config = NET_CONFIG.parse(it.vf.target.read_config(0, NET_CONFIG.fixed_size))
+    key = it.vf.octets(config.rss_max_key_size)
+    return config.supported_hash_types, key, config.rss_max_indirection_table_length
+
+
+def hashes(it: Settings) -> None:
+    """All hash types, with a key."""
+    types, key, _ = _config(it)
+    it.set(CtrlClass.MQ, CtrlMq.HASH_CONFIG, HASH_CONFIG.build(HashConfig(types, key)))
+
+
+def steering(it: Settings) -> None:
+    """RSS over two queue pairs, if there are two."""
+    types, key, longest = _config(it)
+    many = max_pairs(it.vf) >= PAIRS
+    table = (1, 0, 0, 1) if many and longest >= 4 else (0,)
+    rss = RssConfig(types, int(many), table, 1 + many, key)
+    it.set(CtrlClass.MQ, CtrlMq.RSS_CONFIG, RSS_CONFIG.build(rss))
+
+
+@dataclass(frozen=True, slots=True)
+class Life:
+    """What the driver of a member accepts and sets up."""
+
+    name: str
+    needs: tuple[Feature, ...]
+    prepare: Callable[[Settings], None]
+    wished: tuple[Feature, ...] = ()
+
+    def wants(self, offered: int) -> tuple[Feature, ...]:
+        """What it accepts besides the usual."""
+        return (*self.needs, *(feature for feature in self.wished if has(offered, feature)))
+
+
+_HASH, _RSS, _EXTRA = Feature.NET_F_HASH_REPORT, Feature.NET_F_RSS, Feature.NET_F_CTRL_RX_EXTRA
+_WISHED = (
+    Feature.NET_F_CTRL_RX,
+    Feature.NET_F_CTRL_VLAN,
+    Feature.NET_F_CTRL_MAC_ADDR,
+    Feature.NET_F_MQ,
+)
+LIVES = (
+    Life("tables", (), tables, _WISHED),
+    Life("modes", (_EXTRA,), modes, _WISHED),
+    Life("hashes", (_HASH,), hashes),
+    Life("RSS", (_RSS,), steering),
+    Life("RSS and hashes", (_RSS, _HASH), steering),
+)
 
 
 def same(one: Part | None, other: Part) -> bool:
     """Whether two parts say the same: the order within a table of the control queue is the device's (E113)."""
-    if one is None or other.part_type != PartType.NET_CVQ_CFG:
+    if one is None or one.part_type != PartType.NET_CVQ_CFG:
         return one is not None and one.value == other.value
-    return sorted(one.value) == sorted(other.value)
+    if one.selector == MAC_TABLE:
+        try:
+            ours, theirs = MAC_TABLES.parse(one.value), MAC_TABLES.parse(other.value)
+        except WireError:
+            return False
+        return all(
+            sorted(a) == sorted(b)
+            for a, b in ((ours.unicast, theirs.unicast), (ours.multicast, theirs.multicast))
+        )
+    if one.selector == VLAN_TABLE:
+        return sorted(one.value) == sorted(other.value)
+    return one.value == other.value
 
 
-def given_back(it: PartsBench, what: str) -> dict[tuple[int, bytes], Part]:
-    """Stop the member, reset it, set its parts in two commands and resume it; the parts that were set."""
+def told(bench: Bench, what: str, made: Mapping[bytes, bytes], parts: Iterable[Part]) -> None:
+    """There is a part for all that was set, and it says what was set."""
+    found = by_key(tuple(parts))
+    for selector, data in made.items():
+        part = found.get((PartType.NET_CVQ_CFG, selector))
+        text = f"{what}: class {selector[0]}, command {selector[1]} is in the part of this selector"
+        if part is not None and selector == VLAN_TABLE and len(part.value) != len(data):
+            bench.reading("E113", f"a table of {len(data) // 2} VLANs takes {len(part.value)} bytes")
+            continue
+        told = same(part, Part(PartType.NET_CVQ_CFG, data, 0, selector))
+        bench.check(
+            "INF-61", told, f"{text}: {data.hex()[:80]}", part.value.hex()[:80] if part else "no part"
+        )
+
+
+def samples(vf: Bench) -> dict[str, bytes]:
+    """Frames that come or not, as tables and VLANs say."""
+    sent = {}
+    for target in (vf.packets.mac, *TABLES.unicast, *TABLES.multicast, *OTHERS):
+        sent[f"to {target.hex(':')}"] = frames.ethernet(frames.packet(vf.octets(30)), target, PEER_MAC)
+    for vlan in (*VLANS, *OTHER_VLANS):
+        plain = frames.ethernet(frames.packet(vf.octets(30)), vf.packets.mac, PEER_MAC)
+        sent[f"VLAN {vlan}"] = frames.tagged(plain, vlan)
+    return sent
+
+
+def come(vf: Bench, sent: Mapping[str, bytes]) -> list[str]:
+    """Which of them reach the driver. Wedged and RingError of a device that has lost its queues."""
+    came = [rx.frame for rx in vf.packets.receive(*sent.values())]
+    return [name for name, frame in sent.items() if frame in came]
+
+
+def given_back(it: PartsBench, what: str, made: Mapping[bytes, bytes]) -> None:
+    """Stop the member, reset it, set its parts in two commands and resume it."""
     bench = it.bench
     it.stop()
-    parts = [
-        part for part in it.get() if part.part_type not in LEFT_OUT and not part.flags & PartFlag.OPTIONAL
-    ]
+    every = it.get()
+    told(bench, what, made, every)
+    parts = [part for part in every if part.part_type not in LEFT_OUT and not part.flags & PartFlag.OPTIONAL]
     it.vf.target.reset()
     for some in (parts[:2], parts[2:]):
         reply = it.set(*some)
@@ -62,79 +207,58 @@ def given_back(it: PartsBench, what: str) -> dict[tuple[int, bytes], Part]:
         bench.check("DP-DEV-05", same(found, part), text, seen)
     more = sorted(kind for kind, _ in after.keys() - by_key(parts).keys() if kind == PartType.NET_CVQ_CFG)
     bench.check("DP-DEV-05", not more, f"{what}: no part of the control queue more than was set", more)
-    return by_key(parts)
 
 
-def filters(vf: Bench) -> None:
-    """Receive modes, tables, an address, VLANs and queue pairs."""
-    features = vf.features
-    if has(features, Feature.NET_F_CTRL_RX):
-        for number, on in SWITCHES.items():
-            demand(switch(vf, number, on), number.name)
-        tables = command(vf, CtrlClass.MAC, CtrlMac.TABLE_SET, MAC_TABLES.build(TABLES))
-        demand(tables, "a MAC table")
-    if has(features, Feature.NET_F_CTRL_RX_EXTRA):
-        for number, on in MORE_SWITCHES.items():
-            demand(switch(vf, number, on), number.name)
-    if has(features, Feature.NET_F_CTRL_MAC_ADDR):
-        demand(command(vf, CtrlClass.MAC, CtrlMac.ADDR_SET, OWN), "an address")
-    if has(features, Feature.NET_F_CTRL_VLAN):
-        for vlan in VLANS:
-            demand(command(vf, CtrlClass.VLAN, CtrlVlan.ADD, vlan.to_bytes(2, "little")), f"VLAN {vlan}")
-    if max_pairs(vf) > 1:
-        use_pairs(vf, 2)
-
-
-def hashes(vf: Bench) -> None:
-    """All hash types, with a key."""
-    config = NET_CONFIG.parse(vf.target.read_config(0, NET_CONFIG.fixed_size))
-    key = vf.octets(config.rss_max_key_size)
-    demand(configure(vf, config.supported_hash_types, key), "hash types")
-
-
-@case("parts-given-back", "DP-DEV-05", needs=NEEDS)
+@case("parts-given-back", "DP-DEV-05", "INF-61", needs=NEEDS)
 def restored(bench: Bench) -> None:
-    """Parts that are given back to a member after its reset make it what it was.
+    """Parts tell what a member's driver has set, and make the member that again after a reset.
 
-    The driver of a member sets receive modes, tables, VLANs, an address, queue pairs and, each in a life of its own,
-    hash types without and with RSS. The stopped member's parts are read, its driver resets it, and what was read is
-    set in two commands. When it is resumed, every part but those that are the device's to say (and the common
-    configuration, E111) has the value that was set, and status and features are there for the member's driver.
+    The driver of a member sets, each in a life of its own, tables, VLANs, an address and queue pairs without and with
+    all receive modes, hash types, and RSS without and with hash reports. The stopped member's parts are read: one for
+    each of these commands, with its data. Then the driver resets the member, and what was read is set in two commands.
+    When it is resumed, every part but those that are the device's to say (and the common configuration, E111) has the
+    value that was set, and status and features are there for the member's driver. If the test bed has a wire, the
+    frames that came before come again, and no others (a warning if the queues do not go on, E112).
     """
-    queues = offered(
-        bench,
-        Feature.NET_F_CTRL_VQ, Feature.NET_F_CTRL_RX, Feature.NET_F_CTRL_RX_EXTRA, Feature.NET_F_CTRL_VLAN,
-        Feature.NET_F_CTRL_MAC_ADDR, Feature.NET_F_MQ,
-    )  # fmt: skip
-    if Feature.NET_F_CTRL_VQ not in queues:
+    offered = bench.owner.member(1).device_features()
+    if not has(offered, Feature.NET_F_CTRL_VQ):
         raise Unsupported("members have no control queue")
-    rss, report = offered(bench, Feature.NET_F_RSS), offered(bench, Feature.NET_F_HASH_REPORT)
-    lives: dict[str, tuple[tuple[Feature, ...], tuple[Feature, ...], Callable[[Bench], None]]] = {
-        "filters": (queues, (Feature.NET_F_RSS, Feature.NET_F_HASH_REPORT), filters)
-    }
-    if report:
-        control = (Feature.NET_F_CTRL_VQ, *report)
-        lives["hashes"] = (control, (Feature.NET_F_RSS,), hashes)
-    if rss:
-        lives["RSS"] = ((Feature.NET_F_CTRL_VQ, *rss), (), hashes)
-    for what, (want, without, prepare) in lives.items():
-        it = PartsBench(bench, want=want, without=without)
-        prepare(it.vf)
-        features, status = it.vf.target.driver_features(), it.vf.target.status()
-        given_back(it, what)
-        target = it.vf.target
+    for life in LIVES:
+        if not all(has(offered, feature) for feature in life.needs):
+            continue
+        want = (Feature.NET_F_CTRL_VQ, *life.wants(offered))
+        unwanted = [feature for feature in (_RSS, _HASH, _EXTRA) if feature not in want]
+        it = PartsBench(bench, want=want, without=unwanted)
+        vf, target = it.vf, it.vf.target
+        settings = Settings(vf)
+        life.prepare(settings)
+        features, status = target.driver_features(), target.status()
+        watched = life.prepare is tables and target.has_wire
+        if watched:
+            for queue in range(min(max_pairs(vf), PAIRS)):
+                vf.packets.post(queue=queue, count=BUFFERS)
+            sent = samples(vf)
+            before = come(vf, sent)
+        given_back(it, life.name, settings.made)
         bench.check(
             "DP-DEV-05",
             (target.driver_features(), target.status()) == (features, status),
-            f"{what}: the driver sees its features and its status",
+            f"{life.name}: the driver sees its features and its status",
             f"{target.driver_features():#x}, {target.status():#x}",
         )
-        fewer_vlans(it, what)
+        if watched:
+            try:
+                again = come(vf, sent)
+            except (Wedged, RingError) as error:
+                bench.check("DP-DEV-05", False, "frames come after the resumption", error, advisory=True)
+            else:
+                bench.check("DP-DEV-05", again == before, f"these frames come: {before}", again)
+        fewer_vlans(it, life.name)
 
 
 def fewer_vlans(it: PartsBench, what: str) -> None:
     """A table of VLANs that is set takes the place of the one that is there; other formats may be refused (E113)."""
-    part = by_key(it.get()).get((PartType.NET_CVQ_CFG, control_selector(CtrlClass.VLAN, CtrlVlan.ADD)))
+    part = by_key(it.get()).get((PartType.NET_CVQ_CFG, VLAN_TABLE))
     if part is None or len(part.value) <= 2:
         return
     it.stop()
