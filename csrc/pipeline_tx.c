@@ -191,6 +191,9 @@ static uint8_t *make_segment(struct vipsec_worker *worker, const struct offload_
     }
     uint8_t *out = worker->segments + worker->segments_used + ARENA_HEADROOM;
     worker->segments_used += most;
+    if (worker->segments_most < worker->segments_used) {
+        worker->segments_most = worker->segments_used;
+    }
     *len = offload_segment(plan, index, out);
     return out;
 }
@@ -310,6 +313,9 @@ static uint32_t fetch(struct vipsec_worker *worker, struct vipsec_queue *queue, 
         }
         raw->buffer = worker->arena + used + ARENA_HEADROOM;
         used += need;
+        if (worker->arena_most < used) {
+            worker->arena_most = used;
+        }
         ring_copy_out(chain, 0, raw->buffer, raw->len);
     }
     memset(worker->written, 0, taken * sizeof *worker->written);

@@ -113,8 +113,8 @@ struct vipsec_worker *vipsec_worker_new(struct vipsec_port *port) {
     worker->arena = aligned_alloc(64, ARENA_SIZE);
     worker->segments = aligned_alloc(64, ARENA_SIZE);
     /* Pages that no frame needs are never touched. */
-    worker->fill_chains = calloc(RING_MAX_SIZE, sizeof *worker->fill_chains);
-    worker->fill_written = calloc(RING_MAX_SIZE, sizeof *worker->fill_written);
+    worker->fill_chains = malloc(RING_MAX_SIZE * sizeof *worker->fill_chains);
+    worker->fill_written = malloc(RING_MAX_SIZE * sizeof *worker->fill_written);
     worker->reader = vipsec_reader_register(port->table);
     if (worker->arena == NULL || worker->segments == NULL || worker->fill_chains == NULL ||
         worker->fill_written == NULL || worker->reader < 0) {
@@ -137,9 +137,9 @@ void vipsec_uplink_null(void *user, struct vipsec_frame *frames, size_t count) {
     (void)count; /* the worker has counted them */
 }
 
-static void discard(uint8_t *arena) {
+static void discard(uint8_t *arena, size_t used) {
     if (arena != NULL) {
-        vipsec_wipe(arena, ARENA_SIZE);
+        vipsec_wipe(arena, used);
         free(arena);
     }
 }
@@ -152,8 +152,8 @@ void vipsec_worker_free(struct vipsec_worker *worker) {
         vipsec_reader_unregister(worker->port->table, worker->reader);
     }
     /* Guest plaintext went through them. */
-    discard(worker->arena);
-    discard(worker->segments);
+    discard(worker->arena, worker->arena_most);
+    discard(worker->segments, worker->segments_most);
     free(worker->fill_chains);
     free(worker->fill_written);
     free(worker);

@@ -146,6 +146,7 @@ struct vipsec_worker {
     size_t segments_used;
     uint8_t *arena;    /* transmit buffers as they came */
     uint8_t *segments; /* what was cut from them */
+    size_t arena_most, segments_most; /* how far they were ever used */
     uint8_t last_reason; /* of the last packet of the batch before */
     bool notify;
     struct tx_raw raw[PORT_BATCH];
