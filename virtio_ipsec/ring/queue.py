@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from virtio_ipsec.ring.base import DeviceQueue, DriverQueue, Used
-from virtio_ipsec.ring.chain import QueueLayout
+from virtio_ipsec.ring.chain import QueueLayout, check_layout
 from virtio_ipsec.ring.memory import Allocator, GuestMemory
 from virtio_ipsec.ring.packed import PackedDeviceQueue, PackedDriverQueue, packed_parts
 from virtio_ipsec.ring.split import SplitDeviceQueue, SplitDriverQueue, split_parts
@@ -14,6 +14,7 @@ __all__ = [
     "DriverQueue",
     "Used",
     "allocate_layout",
+    "check_areas",
     "device_queue",
     "driver_queue",
     "free_layout",
@@ -34,10 +35,19 @@ def driver_queue(
     return kind(memory, layout, features, allocator)
 
 
+def check_areas(memory: GuestMemory, layout: QueueLayout, features: int) -> None:
+    """Raises LayoutError, which says where, unless the three areas are aligned and each lies in one region."""
+    check_layout(memory, layout, _areas(layout, features))
+
+
+def _areas(layout: QueueLayout, features: int) -> tuple[tuple[str, int, int, int], ...]:
+    """(name, address, alignment, bytes) of the three areas."""
+    return packed_parts(layout) if has(features, Feature.F_RING_PACKED) else split_parts(layout)
+
+
 def allocate_layout(allocator: Allocator, size: int, features: int) -> QueueLayout:
     """Room for the three areas of a queue of ``size`` entries; give it back with :func:`free_layout`."""
-    parts = packed_parts if has(features, Feature.F_RING_PACKED) else split_parts
-    wanted = parts(QueueLayout(size, 0, 0, 0))
+    wanted = _areas(QueueLayout(size, 0, 0, 0), features)
     desc, driver, device = [allocator.alloc(length, alignment) for _, _, alignment, length in wanted]
     return QueueLayout(size, desc, driver, device)
 

@@ -18,12 +18,10 @@ from typing import Any, Final, cast
 
 from virtio_ipsec.errors import MemoryAccessError, RingError
 from virtio_ipsec.ring.base import DeviceQueue
-from virtio_ipsec.ring.chain import Chain, Segment, check_layout
+from virtio_ipsec.ring.chain import Chain, Segment
 from virtio_ipsec.ring.faults import ChainError, Fault, LayoutError
 from virtio_ipsec.ring.memory import Allocator, GuestMemory, OutOfMemory, Region
-from virtio_ipsec.ring.packed import packed_parts
-from virtio_ipsec.ring.queue import allocate_layout, device_queue, driver_queue
-from virtio_ipsec.ring.split import split_parts
+from virtio_ipsec.ring.queue import allocate_layout, check_areas, device_queue, driver_queue
 from virtio_ipsec.transport.bells import Bell
 from virtio_ipsec.transport.lane import Lane
 from virtio_ipsec.transport.mapping import Unusable, memory_of
@@ -323,8 +321,7 @@ class BouncePort(ServedPort):
         return memory_of((*regions, *self._areas.values()))
 
     def _start_bounced(self, index: int, place: QueuePlace, remote: RemoteMemory) -> None:
-        parts = packed_parts if has(self.negotiated, Feature.F_RING_PACKED) else split_parts
-        check_layout(remote, place.layout, parts(place.layout))
+        check_areas(remote, place.layout, self.negotiated)
         # Above all that a guest has; where it has not, the queue cannot be started.
         area = Region((1 << 64) - (index + 2) * _SPAN, _SPAN, mmap.mmap(-1, _SPAN))
         queue = _Bounced(place, self.negotiated, remote, area)

@@ -73,8 +73,9 @@ class Lane:
         """The thread does nothing meanwhile. May be nested. Raises :class:`Stuck`."""
         self._wanted += 1
         try:
-            os.eventfd_write(self._wake, 1)
-            self._await(self._has_parked)
+            if self._wanted == 1:
+                os.eventfd_write(self._wake, 1)
+                self._await(self._has_parked)
             yield
         finally:
             with self._change:

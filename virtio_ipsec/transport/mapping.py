@@ -21,19 +21,28 @@ class Unusable(TransportError):
     """What a peer wants to share cannot be used."""
 
 
+def check_shared(fd: int, size: int, offset: int) -> os.stat_result:
+    """``size`` bytes from ``offset`` of a file, which this is about, can be shared. Raises Unusable."""
+    try:
+        about = os.fstat(fd)
+    except OSError as error:
+        raise Unusable(f"shared memory cannot be mapped: {os.strerror(error.errno or 0)}") from None
+    if not stat.S_ISREG(about.st_mode):
+        raise Unusable("shared memory is no file")
+    if not 0 < size <= _LARGEST or not 0 <= offset <= _LARGEST or offset + size > about.st_size:
+        raise Unusable(f"{size:#x} bytes at {offset:#x} of a file of {about.st_size:#x}")
+    return about
+
+
 def map_shared(fd: int, size: int, offset: int, *, copied: bool = False) -> memoryview:
     """``size`` bytes from ``offset`` of a file. The descriptor stays the caller's. Raises Unusable.
 
     What is written goes into the file; with ``copied`` it stays here, and the file need not be writable.
     """
+    about = check_shared(fd, size, offset)
     try:
-        about = os.fstat(fd)
-        if not stat.S_ISREG(about.st_mode):
-            raise Unusable("shared memory is no file")
         # Huge pages can be mapped whole only; what is mapped too much is not used.
         page = max(about.st_blksize, mmap.ALLOCATIONGRANULARITY)
-        if not 0 < size <= _LARGEST or not 0 <= offset <= _LARGEST or offset + size > about.st_size:
-            raise Unusable(f"{size:#x} bytes at {offset:#x} of a file of {about.st_size:#x}")
         begin = offset - offset % page
         end = min(-(-(offset + size) // page) * page, about.st_size)
         access = mmap.ACCESS_COPY if copied else mmap.ACCESS_WRITE

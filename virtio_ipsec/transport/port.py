@@ -133,6 +133,12 @@ class ServedPort:
             for index, place in going.items():
                 self._make(index, place)
 
+    @contextmanager
+    def resting(self) -> Iterator[None]:
+        """No data queue is worked on meanwhile, so that nobody misses one that is stopped and started again."""
+        with self._lanes.parked():
+            yield
+
     def set_log(self, view: WriteableBuffer | None) -> None:
         """The dirty log: stores into guest memory are noted there from now on. Those into rings as their places say."""
         with self._lanes.parked():

@@ -12,8 +12,9 @@ from virtio_ipsec.fastpath import native
 from virtio_ipsec.fastpath.rings import FastDeviceQueue, QueueOptions
 from virtio_ipsec.ring.base import DeviceQueue
 from virtio_ipsec.ring.chain import QueueLayout
+from virtio_ipsec.ring.faults import LayoutError
 from virtio_ipsec.ring.memory import GuestMemory
-from virtio_ipsec.ring.queue import device_queue
+from virtio_ipsec.ring.queue import check_areas, device_queue
 
 _barrier = threading.Lock()
 
@@ -43,7 +44,12 @@ def new_queue(
     """A queue at its place, in C where that is built. RingError for one that cannot be there, and for what needs C."""
     if native.available():
         options = QueueOptions(call_fd, err_fd, place.state, place.inflight)
-        queue = FastDeviceQueue(memory, place.layout, features, options)
+        try:
+            queue = FastDeviceQueue(memory, place.layout, features, options)
+        except LayoutError:
+            # C says what is wrong, not where.
+            check_areas(memory, place.layout, features)
+            raise
         queue.set_log(place.log)
         return queue
     plain = device_queue(memory, place.layout, features)

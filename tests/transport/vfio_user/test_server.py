@@ -50,7 +50,7 @@ def test_the_version_is_the_lower_one_and_capabilities_those_that_were_proposed(
         answer = host.dial().version()
         assert answer[:4] == b"\0\0\1\0"
         assert answer[4:] == (
-            b'{"capabilities":{"max_msg_fds":16,"max_data_xfer_size":1048576,"max_dma_maps":1024,"pgsizes":4096,'
+            b'{"capabilities":{"max_msg_fds":16,"max_data_xfer_size":1048576,"max_dma_maps":8192,"pgsizes":4096,'
             b'"write_multiple":true}}\0'
         )
         host.clients.pop().close()
@@ -309,6 +309,43 @@ def test_memory_that_comes_in_pieces_is_one(host: RemoteHost) -> None:
     host.start()
     host.send(frame(1))
     assert host.bench.captured(1) == [frame(1)]
+
+
+def test_a_driver_whose_memory_comes_page_by_page_and_changes_all_the_time(host: RemoteHost) -> None:
+    client, page = host.client, 0x1000
+    client.unmap(BASE, host.guest.size)
+    pages = [number * page for number in range(64)]
+    for offset in pages[1::2] + pages[::2]:
+        client.map(host.guest.fd, BASE + offset, page, offset)
+    host.negotiate(PLAIN)
+    for index in (0, 1):
+        host.enable(index, 1024)  # of 16 KiB
+    host.ready()
+    host.guest.post()
+    for number in range(8):
+        client.map(host.guest.fd, 1 << 32, page, pages[-1], flags=1)
+        host.uplink.inject(frame(number))
+        client.unmap(1 << 32, page)
+        host.send(frame(number))
+    frames = [frame(number) for number in range(8)]
+    assert host.bench.captured(8) == host.bench.received(8) == frames
+    assert host.port.started(0)
+    assert host.port.started(1)
+    client.unmap(BASE, page)
+    assert not host.port.started(0)
+
+
+def test_a_ring_over_mappings_that_are_apart_is_refused_with_its_place(
+    host: RemoteHost, caplog: pytest.LogCaptureFixture
+) -> None:
+    client, odd = host.client, 0x800
+    client.unmap(BASE, host.guest.size)
+    client.map(host.guest.fd, BASE, odd)
+    client.map(host.guest.fd, BASE + odd, host.guest.size - odd, odd)
+    host.negotiate(PLAIN)
+    host.enable(0, 1024)
+    assert host.status() & Status.DEVICE_NEEDS_RESET
+    assert "crosses from one region into another" in caplog.text
 
 
 # Interrupts.

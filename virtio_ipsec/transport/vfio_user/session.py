@@ -277,7 +277,9 @@ class Session:
         self._use(self._dma.with_map(asked, self._fds[0] if self._fds else None))
 
     def _unmap(self, asked: DmaUnmap) -> Answer:
-        self._use(self._dma.without(asked))
+        before = self._dma
+        self._use(before.without(asked))
+        before.let_go(asked)
         return Answer(asked)
 
     def _use(self, table: DmaTable) -> None:

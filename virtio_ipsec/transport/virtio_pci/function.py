@@ -261,10 +261,11 @@ class PciFunction:
     def set_memory(self, memory: GuestMemory | None) -> None:
         """What the function can reach, None: nothing. Queues at work go on in it; one whose rings are not in it waits
         until they are."""
-        self._common.stop()
-        self._memory = memory
-        self.port.set_memory(GuestMemory.anonymous(4096, (1 << 64) - 4096) if memory is None else memory)
-        self._common.work()
+        with self.port.resting():
+            self._common.stop()
+            self._memory = memory
+            self.port.set_memory(GuestMemory.anonymous(4096, (1 << 64) - 4096) if memory is None else memory)
+            self._common.work()
 
     def reset(self) -> None:
         """Function level reset: the device, its registers, the configuration space, the interrupts, and of an owner its
