@@ -224,12 +224,13 @@ def stray(rng: random.Random) -> bytes:
         register = rng.choice(list(CommonCfg))
         return common(register, rng.getrandbits(8 * register.width) >> rng.randrange(8 * register.width))
     if choice == 3:
-        address = rng.choice((0, BASE, BASE - 4096, BASE + MEMORY, rng.getrandbits(64)))
+        address = rng.choice((0, BASE, BASE - 4096, BASE + MEMORY, BASE + MEMORY + 4096, rng.getrandbits(64)))
         size = rng.choice((0, 4096, MEMORY, rng.getrandbits(64)))
         return dma_map(address, size, rng.choice((0, 1, 4096)), rng.randrange(5), rng.randbytes(rng.randrange(3)))
     if choice == 4:
         size = rng.choice((MEMORY, 4096, 0))
-        return record(say.DMA_UNMAP, struct.pack("<IIQQ", 24, rng.randrange(3), rng.choice((0, BASE)), size))
+        address = rng.choice((0, BASE, BASE - 4096, BASE + MEMORY, BASE + MEMORY + 4096))
+        return record(say.DMA_UNMAP, struct.pack("<IIQQ", 24, rng.randrange(3), address, size))
     if choice == 5:
         count = rng.randrange(4)
         return set_irqs(
