@@ -272,3 +272,34 @@ class LastBufferLater(Rings):
         if len(used) > 2:
             self._late = used.pop()
         return used
+
+
+# -- notifications ----------------------------------------------------------------------------------------
+
+
+class QuietAbout(Rings):
+    """Some queues notify nobody."""
+
+    def is_quiet(self, index: int) -> bool:
+        """Which."""
+        raise NotImplementedError
+
+    def _gather(self, index: int, queue: DeviceQueue) -> None:
+        if not self.is_quiet(index):
+            super()._gather(index, queue)
+
+
+@mutant("INF-63")
+class QuietAboutCommands(QuietAbout):
+    """Nobody is told of commands that are done."""
+
+    def is_quiet(self, index: int) -> bool:
+        return index in {self.control_queue_index, self.admin_queue_index}
+
+
+@mutant("INF-63")
+class QuietAboutPackets(QuietAbout):
+    """Nobody is told of packets."""
+
+    def is_quiet(self, index: int) -> bool:
+        return index < self.control_queue_index

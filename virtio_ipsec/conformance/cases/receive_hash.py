@@ -20,6 +20,7 @@ V6 = (HashType.IPV6, HashType.TCPV6, HashType.UDPV6)
 EX = (HashType.IP_EX, HashType.TCP_EX, HashType.UDP_EX)
 DESTINATION, ROUTING, HOP_BY_HOP, FRAGMENT = 60, 43, 0, 44
 NO_PAYLOAD_HEADER = 3
+ETHERNET = 14
 
 Sample = tuple[str, Flow, bytes]
 
@@ -72,7 +73,7 @@ def _plain(bench: Bench, version: int) -> list[Sample]:
     found.append(("TCP with a VLAN tag", flow, frames.tagged(arriving(bench, flow.packet(bytes(20))), 5)))
     flow = new_flow(bench, version, OTHER)
     alone = flow.packet(b"")
-    found.append(("a header alone", flow, arriving(bench, alone)[: 14 + len(alone)]))
+    found.append(("a header alone", flow, arriving(bench, alone)[: ETHERNET + len(alone)]))
     # Ethernet padding lies behind the packet: what stands there is no port.
     for protocol in (TCP, UDP):
         short = replace(new_flow(bench, version, protocol), ports=b"")
@@ -82,7 +83,7 @@ def _plain(bench: Bench, version: int) -> list[Sample]:
         if version == 4:
             packet[10:12] = bytes(2)
             packet[10:12] = frames.checksum(bytes(packet[:20])).to_bytes(2)
-        frame = arriving(bench, bytes(packet))[: 14 + len(packet)].ljust(64, b"\xa5")
+        frame = arriving(bench, bytes(packet))[: ETHERNET + len(packet)].ljust(64, b"\xa5")
         found.append((f"protocol {protocol} with {len(body)} octets", short, frame))
     return found
 
@@ -165,6 +166,10 @@ def _with_headers(bench: Bench, protocol: int) -> Iterator[Sample]:
     yield sample("options, routing", replace(plain, way=way), (HOP_BY_HOP, pad), (ROUTING, route))
     both = replace(plain, home=home, way=way)
     yield sample("routing, home address", both, (ROUTING, route), (DESTINATION, homes[0]))
+    alone = replace(plain, protocol=OTHER, ports=b"")
+    packet = _extended(alone, b"", (DESTINATION, pad))
+    frame = arriving(bench, packet)[: ETHERNET + len(packet)]
+    yield f"protocol {protocol}, options at the end of the frame", alone, frame
     dangling = bytes((1, 3, 0, 0, 0, 1))
     yield sample("options that end within one", plain, (DESTINATION, dangling))
     whole = bytes(2) + bench.octets(4)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from virtio_ipsec.conformance import frames
 from virtio_ipsec.conformance.bench import Bench
 from virtio_ipsec.conformance.case import case
+from virtio_ipsec.conformance.control import switch
 from virtio_ipsec.conformance.packets import PEER_MAC
 from virtio_ipsec.conformance.queues import Buffer
 from virtio_ipsec.conformance.verdict import Wedged
 from virtio_ipsec.errors import RingError
 from virtio_ipsec.wire.net_header import NetHdr
-from virtio_ipsec.wire.numbers import Feature
+from virtio_ipsec.wire.numbers import CtrlRx, Feature, GroupType, has
 
 ROOM = 256
 BUFFERS = 12
@@ -90,3 +93,55 @@ def rx_merged_at_once(bench: Bench) -> None:
             f"a packet of {payload} octets is there whole",
             f"{len(came)} of {count}",
         )
+
+
+@case("used-buffer-notifications", "INF-63")
+def used_buffer_notifications(bench: Bench) -> None:
+    """A driver that has not said it wants none is told of used buffers.
+
+    A frame is sent, one arrives if the test bed has a wire, a control command and an administration command are
+    carried out where the device has such queues, in split and, where it is offered, packed rings: each time there is a
+    used buffer notification of that queue.
+    """
+    offered = bench.target.device_features()
+    for packed in (False, True):
+        if packed and not has(offered, Feature.F_RING_PACKED):
+            continue
+        more = (Feature.F_RING_PACKED,) if packed else ()
+        bench.start(want=more, without=() if packed else (Feature.F_RING_PACKED,))
+        form = "packed" if packed else "split"
+        for name, index, act in _ways(bench):
+            bench.target.interrupts()
+            act()
+            told = _is_told(bench, index)
+            bench.check("INF-63", told, f"{form}: a notification of the {name} queue", "none")
+
+
+def _ways(bench: Bench) -> list[tuple[str, int, Callable[[], object]]]:
+    """Name and index of a queue of each kind, and what makes a buffer used in it."""
+    packets = bench.packets
+    sent = frames.ethernet(frames.packet(bench.octets(40)), PEER_MAC, packets.mac)
+    ways: list[tuple[str, int, Callable[[], object]]] = [("transmit", 1, lambda: packets.send(sent))]
+    if bench.target.has_wire:
+        packets.post()
+        ways.append(("receive", 0, packets.delivered))
+    if has(bench.features, Feature.NET_F_CTRL_VQ) and has(bench.features, Feature.NET_F_CTRL_RX):
+        index = 2 * packets.queue_pairs()
+        ways.append(("control", index, lambda: switch(bench, CtrlRx.PROMISC, on=True)))
+    if has(bench.features, Feature.F_ADMIN_VQ):
+        admin = bench.admin
+        ways.append(("administration", admin.index, lambda: admin.list_query(GroupType.SELF)))
+    return ways
+
+
+def _is_told(bench: Bench, index: int) -> bool:
+    """Whether a notification of this queue comes."""
+
+    def done() -> bool:
+        return index in bench.target.interrupts()
+
+    try:
+        bench.wait(done, f"a notification of queue {index}")
+    except Wedged:
+        return False
+    return True

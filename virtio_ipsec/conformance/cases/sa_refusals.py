@@ -31,6 +31,14 @@ def good(bench: Bench, caps: Caps, direction: Direction) -> Iterator[IpsecSa]:
             yield make(bench, direction, mode=IpsecMode(number))
 
 
+def paired(bench: Bench, caps: Caps, direction: Direction) -> Iterator[IpsecSa]:
+    """A valid SA with a cipher and a MAC for each ESP mode that has such."""
+    for number in sorted(caps.modes.keys() - AH_MODES):
+        suites = [suite for suite in caps.suites(number) if suite.auth_algo and suite.cipher_algo]
+        if suites:
+            yield make(bench, direction, mode=IpsecMode(number), suite=suites[0].name)
+
+
 def refuse(bench: Bench, direction: Direction, faults: Faults) -> None:
     """Every SA is refused, and a good one with its id is accepted in the end: none of them left a trace."""
     clause = CLAUSES[direction]
@@ -234,6 +242,8 @@ def inbound_window(bench: Bench) -> None:
 def narrowed(cap: ModeCap, sa: IpsecSa) -> Iterator[tuple[str, ModeCap]]:
     """The capability entry with something less, that ``sa`` uses."""
     if sa.auth_algo:
+        if sa.cipher_algo:
+            yield "cipher_algo", replace(cap, cipher_algo=cap.cipher_algo & ~(1 << sa.cipher_algo))
         yield "auth_algo", replace(cap, hmac_algo=cap.hmac_algo & ~(1 << sa.auth_algo))
         yield "auth key length", replace(cap, max_auth_key_len=sa.auth_key_length - 1)
     else:
@@ -250,14 +260,15 @@ def narrowed(cap: ModeCap, sa: IpsecSa) -> Iterator[tuple[str, ModeCap]]:
 def driver_capability(bench: Bench) -> None:
     """An SA is measured by the capability that the driver set, not by the device's own (E47).
 
-    For each mode the driver leaves out the mode, an option, the algorithm, or sets the largest key or window
-    one lower: an SA that uses it is refused, and accepted with the full capability.
+    For each mode, with one algorithm and with a cipher and a MAC, the driver leaves out the mode, an option, an
+    algorithm, or sets the largest key or window one lower: an SA that uses it is refused, and accepted with the full
+    capability.
     """
     bench.start()
     caps = enable(bench)
     full = {number: caps.modes[number] for number in sorted(caps.modes)}
     for direction in caps.directions:
-        for plain in good(bench, caps, direction):
+        for plain in (*good(bench, caps, direction), *paired(bench, caps, direction)):
             cap = full[plain.mode]
             sa = replace(plain, options=cap.options & 1)
             attempts: list[tuple[str, dict[int, ModeCap]]] = [
