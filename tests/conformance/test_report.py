@@ -124,7 +124,7 @@ def test_the_explanation_shows_expectation_observation_and_evidence(report: Repo
 
 def test_unjudged_clauses_say_why(report: Report) -> None:
     counts = dict(coverage(report))
-    assert counts["ADM-DRV"]["judged from a driver's trace"] == 8
+    assert counts["ADM-DRV"]["judged from a driver's trace"] == 9
     assert counts["CRY-OPS"] == {"not observable": 4}
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,14 +16,20 @@ import pytest
 
 from virtio_ipsec.cli.conformance import _summary
 from virtio_ipsec.cli.main import main
-from virtio_ipsec.conformance import bed, runner, supervisor
+from virtio_ipsec.conformance import bed, runner, sas, supervisor
 from virtio_ipsec.conformance.bench import Bench
 from virtio_ipsec.conformance.case import Case
-from virtio_ipsec.conformance.reports.master import to_json
+from virtio_ipsec.conformance.reports.junit import to_junit
+from virtio_ipsec.conformance.reports.master import from_json, to_json
+from virtio_ipsec.conformance.reports.page import to_html
+from virtio_ipsec.conformance.reports.text import to_markdown
 from virtio_ipsec.conformance.result import Report
 from virtio_ipsec.conformance.target import Target, open_target
 from virtio_ipsec.conformance.verdict import Verdict
+from virtio_ipsec.device.config import DeviceConfig
+from virtio_ipsec.device.device import Device
 from virtio_ipsec.errors import ConfigError, TransportError
+from virtio_ipsec.transport.loopback_target import LoopbackTarget
 from virtio_ipsec.wire.dialect import V14
 
 LOOPBACK = partial(open_target, "loopback:python", V14)
@@ -65,6 +72,67 @@ def test_a_case_without_end_is_wedged_and_the_others_are_judged(jobs: int) -> No
         **{f"good{n}": (Verdict.PASS, "") for n in range(6)},
     }
     assert not report.passed
+
+
+#: Seconds: enough to come to where each of the cases below hangs.
+LIMIT = 0.8
+KEY, SALT = bytes(range(0x40, 0x50)), bytes(range(0x51, 0x55))
+
+
+class Mute(LoopbackTarget):
+    """Nothing is done with what is put on its queues."""
+
+    patience = 60.0
+
+    def kick(self, index: int) -> None: ...
+
+    def poll(self, timeout: float) -> None:
+        time.sleep(timeout)
+
+
+def sends_a_command(bench: Bench) -> None:
+    bench.start()
+    bench.check("ADM-DEV-05", bool(bench.features), "features")
+    bench.packets.send(b"frame")
+
+
+def creates_an_sa(bench: Bench) -> None:
+    bench.start()
+    sas.install(bench, 1, sas.make(bench, suite="aes-gcm-16", key_octets=16, cipher_key=KEY, salt=SALT))
+
+
+def spins(bench: Bench) -> None:
+    bench.trace.add("note", "the last that was done")
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def test_what_a_case_was_at_when_its_time_ran_out_is_evidence_in_every_format() -> None:
+    """The last exchange, what was waited for, and the lines of code; no key of a command that is not answered."""
+    device = Device(DeviceConfig(), bytes)
+    cases = [make("command", creates_an_sa), make("frame", sends_a_command), make("stopped", spins)]
+    plan = supervisor.Plan(lambda: nullcontext(Mute(device)), cases, jobs=3, limit=LIMIT)  # type: ignore[arg-type]
+    report = supervisor.run(plan)
+    found = {case.id: case for case in report.cases}
+    assert {case.verdict for case in report.cases} == {Verdict.WEDGED}
+    assert found["command"].reason == f"no end within {LIMIT} s; it was waiting: administration command"
+    sent, where = found["command"].events[-2:]
+    assert (sent.kind, sent.summary) == ("admin", "RESOURCE_OBJ_CREATE: no answer")
+    assert any("cipher_key" in line and "**" in line for line in sent.lines)
+    assert where.summary == "where it was when the time had run out"
+    assert where.lines[0].startswith("test_supervisor.py:")
+    assert any("conformance/bench.py" in line and "wait" in line for line in where.lines)
+    assert "transmit buffer" in found["frame"].reason
+    assert [check.verdict for check in found["frame"].checks] == [Verdict.PASS]
+    assert found["frame"].events[-2].kind == "transmit"
+    assert found["stopped"].reason == f"no end within {LIMIT} s, and its process does not say where it is"
+    assert found["stopped"].events == ()
+    assert from_json(json.loads(json.dumps(to_json(report)))).cases == report.cases
+    for text in (_summary(report, partial=False), to_html(report), to_markdown(report), to_junit(report)):
+        assert "RESOURCE_OBJ_CREATE: no answer" in text
+        assert "where it was when the time had run out" in text
+        assert KEY.hex() not in text
+        assert SALT.hex() not in text
 
 
 def test_a_target_on_which_nothing_ends_is_left_alone() -> None:

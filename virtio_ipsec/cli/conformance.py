@@ -45,6 +45,7 @@ from virtio_ipsec.conformance.reports.junit import to_junit
 from virtio_ipsec.conformance.reports.page import to_html
 from virtio_ipsec.conformance.reports.text import (
     GOT_OVER,
+    REMARKED,
     badge,
     coverage,
     coverage_line,
@@ -306,8 +307,8 @@ def _summary(report: Report, *, partial: bool) -> str:
             if (deviation := report.deviation(result.id, *result.clauses)) is not None:
                 lines.append(f"  declared deviation: {deviation.reason}")
             lines.append("")
-    for verdict in (Verdict.UNSUPPORTED, Verdict.NOT_SEEN):
-        without = [result for result in report.cases if result.verdict is verdict]
+    for verdict in REMARKED:
+        without = [result for result in report.cases if result.verdict is verdict and result.reason]
         lines += [f"{verdict.value} {result.id}: {result.reason}" for result in without]
     lines += [
         f"deviation {d.names} was declared and not found: strike it from the list"

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from virtio_ipsec.conformance.queues import Buffer
-from virtio_ipsec.conformance.verdict import Wedged
 from virtio_ipsec.errors import AdminQualifier, AdminStatus, CommandFailed
 from virtio_ipsec.wire.admin import (
     ADMIN_COMMAND,
@@ -115,11 +114,13 @@ class AdminBench:
             bench.queues.collect(buffer.queue)
             return buffer.completed
 
-        try:
+        sent = b"".join(bench.target.memory.read(part.addr, part.length) for part in buffer.readable)
+
+        def lines() -> tuple[str, ...]:
+            return tuple(_line(">", view) for view in annotate_admin(sent, bench.dialect))
+
+        with bench.trace.unanswered("admin", _name(sent), lines):
             bench.wait(done, "administration command")
-        except Wedged:
-            bench.trace.add("admin", "no answer")
-            raise
         return Reply(buffer.written, buffer.content)
 
     def raw(self, readable: bytes | Sequence[bytes], writable: int | Sequence[int] = ROOM) -> Reply:
@@ -131,8 +132,6 @@ class AdminBench:
 
     def _note(self, readable: bytes, reply: Reply) -> None:
         dialect = self._bench.dialect
-        opcode = int.from_bytes(readable[:2], "little")
-        name = Opcode(opcode).name if opcode in Opcode._value2member_map_ else f"opcode {opcode:#x}"
 
         def lines() -> tuple[str, ...]:
             return (
@@ -140,7 +139,7 @@ class AdminBench:
                 *(_line("<", view) for view in annotate_reply(readable, reply.valid, dialect)),
             )
 
-        self._bench.trace.add("admin", f"{name}: {reply}, {reply.written} bytes written", lines)
+        self._bench.trace.add("admin", f"{_name(readable)}: {reply}, {reply.written} bytes written", lines)
 
     # -- commands -----------------------------------------------------------------------------------------
 
@@ -224,6 +223,11 @@ def demand(reply: Reply) -> Reply:
     if not reply.ok:
         raise CommandFailed(f"precondition: {reply}", status=reply.status, qualifier=reply.qualifier)
     return reply
+
+
+def _name(readable: bytes) -> str:
+    opcode = int.from_bytes(readable[:2], "little")
+    return Opcode(opcode).name if opcode in Opcode._value2member_map_ else f"opcode {opcode:#x}"
 
 
 def _line(direction: str, view: FieldView) -> str:

@@ -57,18 +57,24 @@ class Bench:
     """One case's view of the target.
 
     ``target`` is raw; ``admin`` sends administration commands; ``packets`` sends and receives frames; ``queues``
-    holds the virtqueues. ``features`` are those negotiated by :meth:`start`.
+    holds the virtqueues. ``features`` are those negotiated by :meth:`start`. ``thin``: see :meth:`sweep`; after
+    ``unhurried`` seconds the case is so in any event.
     """
 
-    def __init__(self, target: Target, rng: Random, case: Case, *, thin: bool = False) -> None:
+    def __init__(
+        self, target: Target, rng: Random, case: Case, *, thin: bool = False, unhurried: float | None = None
+    ) -> None:
         self.target = target
         self.dialect = target.dialect
         self.rng = rng
         self.case = case
         self._thin = thin
+        self._thin_from = None if unhurried is None else monotonic() + unhurried
         self.trace = Trace()
         self.checks: list[Check] = []
         self.readings: dict[str, str] = {}
+        #: What a reader of the verdict has to know, whatever it is; each once.
+        self.remarks: dict[str, None] = {}
         self.features = 0
         self.queues = Queues(target, self.trace)
         self.admin = AdminBench(self)
@@ -100,6 +106,7 @@ class Bench:
         """A bench around a virtual function of the target. What it records belongs to this case."""
         bench = Bench(self.owner.member(number), self.rng, self.case, thin=self._thin)
         bench.checks, bench.readings, bench.trace = self.checks, self.readings, self.trace
+        bench.remarks = self.remarks
         bench.queues = Queues(bench.target, self.trace)
         self._members.append(bench)
         return bench
@@ -229,15 +236,23 @@ class Bench:
         """Note which admitted reading of ledger ``entry`` the device follows."""
         self.readings[entry] = text
 
+    def remark(self, text: str) -> None:
+        """Something that the report says beside the verdict."""
+        self.remarks[text] = None
+
     # -- waiting ------------------------------------------------------------------------------------------
 
     def wait(self, done: Callable[[], bool], what: str, *, seconds: float | None = None) -> None:
         """Poll the target until ``done()`` is true; Wedged after its patience, or after ``seconds``."""
         limit = monotonic() + (self.target.patience if seconds is None else seconds)
-        while not done():
-            if monotonic() >= limit:
-                raise Wedged(f"no answer: {what}")
-            self.target.poll(max(0.0, min(0.05, limit - monotonic())))
+        self.trace.awaited = what
+        try:
+            while not done():
+                if monotonic() >= limit:
+                    raise Wedged(f"no answer: {what}")
+                self.target.poll(max(0.0, min(0.05, limit - monotonic())))
+        finally:
+            self.trace.awaited = ""
 
     # -- test data ----------------------------------------------------------------------------------------
 
@@ -246,9 +261,18 @@ class Bench:
         return self.rng.randbytes(count)
 
     def sweep(self, items: Iterable[T]) -> list[T]:
-        """All the items that a case goes through; in a thin run the ends and a few in between."""
+        """All the items that a case goes through; in a thin run the ends and a few in between.
+
+        Where the target is so slow that the case would be ended before it has come to a verdict, samples are all
+        that is left of it, and the report says so.
+        """
         every = list(items)
-        if not self._thin or len(every) <= THIN:
+        if len(every) <= THIN:
+            return every
+        if not self._thin and self._thin_from is not None and monotonic() >= self._thin_from:
+            self._thin = True
+            self.remark("the target is slow: of what was left after half of the time, samples were tried")
+        if not self._thin:
             return every
         chosen = sorted(self.rng.sample(range(1, len(every) - 1), THIN - 2))
         return [every[0], *(every[at] for at in chosen), every[-1]]

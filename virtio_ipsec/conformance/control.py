@@ -28,8 +28,10 @@ def command(bench: Bench, ctrl_class: int, number: int, data: bytes) -> bool:
         bench.queues.collect(index)
         return buffer.completed
 
-    bench.wait(done, f"control command {ctrl_class}/{number}")
-    bench.trace.add("control", f"class {ctrl_class}, command {number}, ack {buffer.content.hex()}")
+    what = f"class {ctrl_class}, command {number}"
+    with bench.trace.unanswered("control", what, (data.hex()[:400],)):
+        bench.wait(done, f"control command {ctrl_class}/{number}")
+    bench.trace.add("control", f"{what}, ack {buffer.content.hex()}")
     return buffer.content == bytes((CtrlAck.OK,))
 
 

@@ -29,8 +29,9 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class CaseResult:
-    """The outcome of one case. ``reason`` explains UNSUPPORTED, SKIP, ERROR and WEDGED; ``readings`` names
-    which admitted reading of an ambiguous text the device follows, by ledger entry."""
+    """The outcome of one case. ``reason`` explains UNSUPPORTED, NOT SEEN, SKIP, ERROR and WEDGED, and holds what is to
+    be known beside any verdict; ``readings`` names which admitted reading of an ambiguous text the device follows, by
+    ledger entry."""
 
     id: str
     title: str

@@ -20,6 +20,7 @@ from virtio_ipsec.conformance.result import (
     clause_verdicts,
 )
 from virtio_ipsec.conformance.target import Target
+from virtio_ipsec.conformance.trace import Event
 from virtio_ipsec.conformance.verdict import FATAL, CheckFailed, Unsupported, Verdict, Wedged, gravest
 from virtio_ipsec.errors import VirtioIpsecError
 from virtio_ipsec.specification import load_clauses
@@ -52,15 +53,25 @@ def select(dialect: str, only: Iterable[str] = (), exclude: Iterable[str] = ()) 
 
 
 def run_case(
-    case: Case, target: Target, seed: int, known: dict[str, bool] | None = None, *, thin: bool = False
+    case: Case,
+    target: Target,
+    seed: int,
+    known: dict[str, bool] | None = None,
+    *,
+    thin: bool = False,
+    limit: float | None = None,
+    begun: Callable[[Bench], None] = lambda bench: None,
 ) -> CaseResult:
     """Run one case on a freshly reset target. Never raises for what the device does.
 
-    ``known`` remembers from case to case which needs the device meets. ``thin``: see :meth:`Bench.sweep`.
+    ``known`` remembers from case to case which needs the device meets. ``thin``: see :meth:`Bench.sweep`. ``limit``:
+    seconds after which somebody else ends it, who hears of the bench by ``begun``.
     """
     known = {} if known is None else known
-    bench = Bench(target, Random(f"{seed}/{case.id}"), case, thin=thin)
+    unhurried = None if limit is None else limit / 2
+    bench = Bench(target, Random(f"{seed}/{case.id}"), case, thin=thin, unhurried=unhurried)
     begin = perf_counter()
+    begun(bench)
     verdict: Verdict | None = None
     reason = ""
     try:
@@ -90,16 +101,24 @@ def run_case(
         verdict = case_verdict(bench.checks)
         if verdict is Verdict.ERROR:
             reason = "the case ended without a check"
+    return result_of(bench, verdict, reason, perf_counter() - begin)
+
+
+def result_of(
+    bench: Bench, verdict: Verdict, reason: str, seconds: float, more: tuple[Event, ...] = ()
+) -> CaseResult:
+    """What has come of the case at ``bench``; ``more``: evidence behind its own."""
+    case = bench.case
     return CaseResult(
         id=case.id,
         title=case.title,
-        clauses=tuple(c.id for c in case.clauses_in(target.dialect.name)),
+        clauses=tuple(c.id for c in case.clauses_in(bench.dialect.name)),
         verdict=verdict,
         checks=tuple(bench.checks),
-        reason=reason,
+        reason="; ".join(filter(None, (reason, *bench.remarks))),
         readings=tuple(sorted(bench.readings.items())),
-        events=bench.trace.events() if verdict not in {Verdict.PASS, Verdict.UNSUPPORTED} else (),
-        seconds=perf_counter() - begin,
+        events=() if verdict in {Verdict.PASS, Verdict.UNSUPPORTED} else (*bench.trace.events(), *more),
+        seconds=seconds,
     )
 
 

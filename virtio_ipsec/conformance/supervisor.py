@@ -1,7 +1,7 @@
 """Runs cases in processes of their own, several at a time, and ends a process whose target never returns.
 
 Each process opens the target for itself, so more than one needs a target that can be opened more than once. A case
-that exceeds its time is WEDGED; the next one meets a fresh process.
+that exceeds its time is WEDGED; the next one meets a fresh process. What it was at then, a thread beside it tells.
 """
 
 from __future__ import annotations
@@ -20,10 +20,13 @@ from virtio_ipsec.conformance.result import CaseResult, Deviation, Identity, Rep
 from virtio_ipsec.conformance.runner import SANITY, Progress, identity_of, order_of, report_of, run_case
 from virtio_ipsec.conformance.target import Target
 from virtio_ipsec.conformance.verdict import Verdict
+from virtio_ipsec.conformance.watcher import Overdue, Watcher
 from virtio_ipsec.errors import TransportError, VirtioIpsecError
 
 #: Seconds that one case may take unless said otherwise; the longest takes a fraction of one on loopback.
 LIMIT = 60.0
+#: Seconds beyond that, in which its process may say where the case is.
+GRACE = 0.5
 #: Cases one after the other that never end, after which the rest is not tried: a dead target is reported in minutes.
 MOST_HANGS = 5
 
@@ -85,7 +88,7 @@ class _Worker:
 
     def give(self, case: Case, limit: float) -> None:
         self.case = case
-        self.deadline = monotonic() + limit
+        self.deadline = monotonic() + limit + GRACE
         self.connection.send(case.id)
 
     def end(self) -> None:
@@ -144,7 +147,8 @@ class _Team:
             if worker.connection in spoke:
                 self._hear(worker)
             elif monotonic() >= worker.deadline:
-                self._give_up(worker, f"no end within {self.plan.limit:g} s")
+                unheard = ", and its process does not say where it is" if worker.case else ""
+                self._give_up(worker, f"no end within {self.plan.limit:g} s{unheard}")
 
     def _hear(self, worker: _Worker) -> None:
         try:
@@ -160,17 +164,19 @@ class _Team:
         elif isinstance(said, Identity):
             worker.ready = True
             self.identity = self.identity or said
+        elif isinstance(said, Overdue):
+            self._give_up(worker, said.result.reason, said.result)
         else:
             worker.case = None
             self.hangs = 0
             self._note(said)
 
-    def _give_up(self, worker: _Worker, reason: str) -> None:
+    def _give_up(self, worker: _Worker, reason: str, found: CaseResult | None = None) -> None:
         self.workers.remove(worker)
         worker.process.kill()
         worker.end()
         if worker.case is not None:
-            self._note(self._wedged(worker.case, reason))
+            self._note(found or self._wedged(worker.case, reason))
             self.hangs += 1
             if self.hangs == MOST_HANGS:
                 self.gone = f"{MOST_HANGS} cases one after the other came to no end; this one was not tried"
@@ -199,7 +205,11 @@ def _serve(plan: Plan, connection: Connection, near: Connection) -> None:
         with plan.open() as target:
             connection.send(identity_of(target))
             while True:
-                connection.send(run_case(cases[connection.recv()], target, plan.seed, known))
+                case = cases[connection.recv()]
+                with Watcher(connection.send, plan.limit) as watcher:
+                    found = run_case(case, target, plan.seed, known, limit=plan.limit, begun=watcher.begun)
+                if not watcher.has_told:
+                    connection.send(found)
     except (EOFError, BrokenPipeError, ConnectionResetError, KeyboardInterrupt):
         return
     except VirtioIpsecError as error:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+
+from virtio_ipsec.conformance.verdict import Wedged
 
 #: What is printed of an event, or how to work it out: most events are never printed.
 Lines = tuple[str, ...] | Callable[[], tuple[str, ...]]
@@ -26,10 +29,13 @@ class Event:
 class Trace:
     """The last events of a case."""
 
-    __slots__ = ("_events", "dropped")
+    __slots__ = ("_events", "_open", "awaited", "dropped")
 
     def __init__(self) -> None:
         self._events: deque[tuple[str, str, Lines]] = deque(maxlen=KEPT)
+        self._open: tuple[str, str, Lines] | None = None
+        #: What the device is being waited for.
+        self.awaited = ""
         self.dropped = 0
 
     def add(self, kind: str, summary: str, lines: Lines = ()) -> None:
@@ -37,9 +43,22 @@ class Trace:
         self.dropped += len(self._events) == KEPT
         self._events.append((kind, summary, lines))
 
+    @contextmanager
+    def unanswered(self, kind: str, summary: str, lines: Lines) -> Iterator[None]:
+        """What is done inside waits for an answer to this; with the answer it is recorded by whoever gets it."""
+        self._open = kind, f"{summary}: no answer", lines
+        try:
+            yield
+        except Wedged:
+            self.add(*self._open)
+            raise
+        finally:
+            self._open = None
+
     def events(self) -> tuple[Event, ...]:
-        """What is kept, oldest first."""
+        """What is kept, oldest first, and what has not been answered yet. From any thread."""
+        kept = [*tuple(self._events), *filter(None, (self._open,))]
         return tuple(
             Event(kind, summary, lines if isinstance(lines, tuple) else lines())
-            for kind, summary, lines in self._events
+            for kind, summary, lines in kept
         )

@@ -21,7 +21,10 @@ VALID = int(HdrFlag.DATA_VALID)
 #: A type of extension header of every kind that there is: options, routing, mobility, HIP, shim6; and a fragment.
 EXTENSIONS = (0, 43, 60, 135, 139, 140)
 FRAGMENT = 44
-AT_ONCE = 6
+#: Frames that are sent before a look at what has come: a target far away takes its time for each look.
+AT_ONCE = 12
+#: Receive buffers: at no time less than half of them, and then there is room for so many frames and four sentinels.
+BUFFERS = 32
 
 
 def _wholes(bench: Bench) -> Iterator[tuple[str, bytes]]:
@@ -44,7 +47,7 @@ def _judge(bench: Bench, sent: Sequence[tuple[str, bytes]], may_be_valid: Contai
     for start in range(0, len(sent), AT_ONCE):
         group = sent[start : start + AT_ONCE]
         names = {frame: what for what, frame in group}
-        bench.packets.top_up()
+        bench.packets.top_up(count=BUFFERS)
         came = bench.packets.receive(*names)
         text = f"{group[0][0]} to {group[-1][0]}"
         others = [rx.frame.hex()[:120] for rx in came if rx.frame not in names]

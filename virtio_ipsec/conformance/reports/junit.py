@@ -79,7 +79,8 @@ def _case(report: Report, group: str, result: CaseResult) -> Xml.Element:
         lines.append(f"declared deviation: {deviation.reason}")
     if result.verdict in ELEMENTS:
         wrong = next((c for c in result.checks if c.verdict is not Verdict.PASS), None)
-        message = result.reason or (f"{wrong.clause}: expected {wrong.expected}" if wrong else result.title)
+        first = f"{wrong.clause}: expected {wrong.expected}" if wrong else result.title
+        message = first if result.verdict is Verdict.FAIL else result.reason or first
         found = Xml.SubElement(element, ELEMENTS[result.verdict], message=printable(message))
         if ELEMENTS[result.verdict] != "skipped":
             found.set("type", result.verdict.value)

@@ -44,6 +44,9 @@ def badge(report: Report) -> str:
 #: Verdicts that need no explanation below the totals.
 GOT_OVER = frozenset({Verdict.PASS, Verdict.UNSUPPORTED, Verdict.NOT_SEEN})
 
+#: Verdicts whose reasons are told in a list: one line each.
+REMARKED = {Verdict.PASS: "Remarks", Verdict.UNSUPPORTED: "Unsupported", Verdict.NOT_SEEN: "Not seen"}
+
 #: Why no case judges a clause here, by how the clause is observed.
 UNJUDGED = {
     "device": "no case",
@@ -115,8 +118,8 @@ def to_markdown(report: Report) -> str:
         lines += ["", "## Cases that did not pass", ""]
         for result in notable:
             lines += ["```text", *explain(result), "```", ""]
-    for verdict, title in ((Verdict.UNSUPPORTED, "Unsupported"), (Verdict.NOT_SEEN, "Not seen")):
-        without = [r for r in report.cases if r.verdict is verdict]
+    for verdict, title in REMARKED.items():
+        without = [r for r in report.cases if r.verdict is verdict and r.reason]
         if without:
             lines += ["", f"## {title}", "", "| case | reason |", "|---|---|"]
             lines += [f"| {r.id} | {r.reason} |" for r in without]

@@ -71,7 +71,7 @@ FACES: Mapping[str, Face] = MappingProxyType(
         for face in (
             Face(
                 "full",
-                "everything that the device does, UDP tunnels on receive, virtual functions, and bits 71 and 127",
+                "everything that the device does, UDP tunnels on receive, bits 71 and 127, over PCI virtual functions",
                 beyond=UNKNOWN_BITS | mask(_F.NET_F_GUEST_UDP_TUNNEL_GSO, _F.NET_F_GUEST_UDP_TUNNEL_GSO_CSUM),
                 vfs=2,
             ),
