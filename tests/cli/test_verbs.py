@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import os
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tunnel_sas import KEY, tunnel_sas
 
-from virtio_ipsec.cli.main import VERBS, main
+from virtio_ipsec.cli.main import VERBS, main, parser
 from virtio_ipsec.transport.pcap import Interface, LinkType, Packet, PcapngWriter, open_capture
 
 ROOT = Path(__file__).parents[2]
@@ -52,6 +54,48 @@ def test_each_verb_explains_itself_with_an_example(verb: str, capsys: pytest.Cap
     assert ended.value.code == 0
     text = capsys.readouterr().out
     assert f"virtio-ipsec {verb}" in text.split("examples:")[1]
+
+
+def actions_of(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """The parsers below this one."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for below in action.choices.values():
+                yield below
+                yield from actions_of(below)
+
+
+@pytest.mark.parametrize("verb", ["ctl", "conformance", "driver"])
+def test_each_action_has_an_example_that_it_accepts(verb: str) -> None:
+    whole = parser(verb)
+    verbs = next(a for a in whole._actions if isinstance(a, argparse._SubParsersAction))
+    actions = list(actions_of(verbs.choices[verb]))
+    assert actions
+    for action in actions:
+        _, program, words = (action.epilog or "").partition("example: virtio-ipsec ")
+        assert program, action.prog
+        assert words.startswith(verb)
+        whole.parse_args(words.split())
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "ctl top --interval nan",
+        "ctl top --count -1",
+        "conformance --jobs x",
+        "conformance --limit 0",
+        "driver --device loopback recv sas.toml --seconds nan",
+        "driver --device loopback recv sas.toml --count -1",
+        "driver --device loopback vfs 1 --seconds inf",
+    ],
+)
+def test_numbers_that_mean_nothing_are_refused_by_name(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(words.split())
+    assert ended.value.code == 2
+    *_, option, value = words.split()
+    assert f"argument {option}: {value!r} is no" in capsys.readouterr().err
 
 
 def test_no_verb_and_an_unknown_verb_are_usage_errors(capsys: pytest.CaptureFixture[str]) -> None:

@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import TextIO
 
 from virtio_ipsec.cli import conformance_driver as drivers
+from virtio_ipsec.cli.arguments import add_action, positive
 from virtio_ipsec.cli.exits import DONE, FINDING
 from virtio_ipsec.conformance import bed, supervisor
 from virtio_ipsec.conformance.case import Case, load_cases
@@ -106,11 +107,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="order of the cases and choice of test data")
     parser.add_argument(
-        "--jobs", type=_positive(int), default=1, metavar="N", help="open the device N times (default: once)"
+        "--jobs", type=positive(int), default=1, metavar="N", help="open the device N times (default: once)"
     )
     parser.add_argument(
         "--limit",
-        type=_positive(float),
+        type=positive(float),
         default=supervisor.LIMIT,
         metavar="SECONDS",
         help="a case that takes longer is WEDGED (default: %(default)g)",
@@ -119,15 +120,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_formats(parser)
     parser.add_argument("--verbose", action="store_true", help="print every case")
     actions = parser.add_subparsers(dest="action", metavar="[show|explain|diff]")
-    show = actions.add_parser("show", help="other formats of an earlier report", allow_abbrev=False)
+    show = add_action(
+        actions, "show", "other formats of an earlier report", "conformance show report.json --html report.html"
+    )
     show.add_argument("report", type=Path, metavar="REPORT.json")
     _add_formats(show)
     show.set_defaults(run=_show)
-    explanation = actions.add_parser("explain", help="what a case does and demands", allow_abbrev=False)
+    explanation = add_action(
+        actions, "explain", "what a case does and demands", "conformance explain ipsec-option-dscp"
+    )
     explanation.add_argument("name", nargs="?", metavar="CASE", help="a case, or a clause for all its cases")
     explanation.add_argument("--out", type=Path, metavar="DIR", help="write a page for each case into DIR")
     explanation.set_defaults(run=_explain)
-    changes = actions.add_parser("diff", help="what changed between two runs", allow_abbrev=False)
+    changes = add_action(
+        actions, "diff", "what changed between two runs", "conformance diff firmware-1.json firmware-2.json"
+    )
     changes.add_argument("before", type=Path, metavar="A.json")
     changes.add_argument("after", type=Path, metavar="B.json")
     changes.add_argument("--json", metavar="FILE", help="write the changes as JSON ('-': standard output)")
@@ -137,16 +144,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_formats(parser: argparse.ArgumentParser) -> None:
     for name, (what, _) in FORMATS.items():
         parser.add_argument(f"--{name}", metavar="FILE", help=f"write {what} ('-': standard output)")
-
-
-def _positive(kind: type[int] | type[float]) -> Callable[[str], int | float]:
-    def convert(text: str) -> int | float:
-        value = kind(text)
-        if not 0 < value < 1e9:
-            raise argparse.ArgumentTypeError("must be more than 0")
-        return value
-
-    return convert
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -22,6 +22,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from virtio_ipsec.cli.arguments import add_action, positive
 from virtio_ipsec.cli.configs import read_tables
 from virtio_ipsec.cli.ctl_shown import flow_line, port_line, sa_line
 from virtio_ipsec.cli.ctl_top import watch
@@ -44,29 +45,48 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", metavar="NAME", help="the port, where there are several")
     parser.add_argument("--json", action="store_true", help="print JSON")
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    actions.add_parser("ports", help="the ports, and who owns their SAs")
-    sa = actions.add_parser("sa", help="security associations").add_subparsers(dest="what", required=True)
-    listing = sa.add_parser("list", help="all of them")
+    add_action(actions, "ports", "the ports, and who owns their SAs", "ctl --control nic.ctl ports")
+    sa = add_action(actions, "sa", "security associations", "ctl --control nic.ctl sa list")
+    sas = sa.add_subparsers(dest="what", metavar="WHAT", required=True)
+    listing = add_action(sas, "list", "all of them", "ctl --control nic.ctl sa list --show-keys")
     listing.add_argument("--show-keys", action="store_true", help="with their keys")
-    sa.add_parser("add", help="from [[sa]] tables").add_argument("file", metavar="FILE")
-    removal = sa.add_parser("remove", help="one; its keys are wiped")
+    adding = add_action(sas, "add", "from [[sa]] tables", "ctl --control nic.ctl sa add sas.toml")
+    adding.add_argument("file", metavar="FILE")
+    removal = add_action(sas, "remove", "one; its keys are wiped", "ctl --control nic.ctl sa remove inbound 7")
     removal.add_argument("direction", choices=("outbound", "inbound"))
     removal.add_argument("id", type=int)
-    flow = actions.add_parser("flow", help="flows").add_subparsers(dest="what", required=True)
-    flow.add_parser("list", help="all of them, in their order")
-    flow.add_parser("add", help="from [[flow]] tables").add_argument("file", metavar="FILE")
-    flow.add_parser("remove", help="one").add_argument("name", metavar="NAME")
-    rekey = actions.add_parser("rekey", help="another outbound SA for all flows of an old one, at once")
+    flow = add_action(actions, "flow", "flows", "ctl --control nic.ctl flow list")
+    flows = flow.add_subparsers(dest="what", metavar="WHAT", required=True)
+    add_action(flows, "list", "all of them, in their order", "ctl --control nic.ctl --json flow list")
+    adding = add_action(flows, "add", "from [[flow]] tables", "ctl --control nic.ctl flow add flows.toml")
+    adding.add_argument("file", metavar="FILE")
+    removal = add_action(flows, "remove", "one", "ctl --control nic.ctl flow remove to-berlin")
+    removal.add_argument("name", metavar="NAME")
+    rekey = add_action(
+        actions,
+        "rekey",
+        "another outbound SA for all flows of an old one, at once",
+        "ctl --control nic.ctl rekey 7 new-sas.toml",
+    )
     rekey.add_argument("old", type=int, metavar="ID", help="the outbound SA that goes")
     rekey.add_argument(
         "file", metavar="FILE", help="[[sa]]: the new outbound one, and an inbound one if wanted"
     )
-    actions.add_parser("counters", help="events of the port")
-    actions.add_parser("metrics", help="everything, as Prometheus text")
-    top = actions.add_parser("top", help="packets and octets per second, as they go")
-    top.add_argument("--interval", type=float, default=1.0, metavar="S", help="seconds; default: %(default)s")
-    top.add_argument("--count", type=int, metavar="N", help="end after so many looks")
-    handover = actions.add_parser("handover", help="give the SAs to another back-end")
+    add_action(actions, "counters", "events of the port", "ctl --control nic.ctl --port vm1 counters")
+    add_action(actions, "metrics", "everything, as Prometheus text", "ctl --control nic.ctl metrics")
+    top = add_action(
+        actions, "top", "packets and octets per second, as they go", "ctl --control nic.ctl top --interval 5"
+    )
+    top.add_argument(
+        "--interval", type=positive(float), default=1.0, metavar="S", help="seconds; default: %(default)g"
+    )
+    top.add_argument("--count", type=positive(int), metavar="N", help="end after so many looks")
+    handover = add_action(
+        actions,
+        "handover",
+        "give the SAs to another back-end",
+        "ctl --control nic.ctl handover --to /run/other.ctl",
+    )
     handover.add_argument("--to", required=True, metavar="SOCKET", help="its control socket")
     handover.add_argument("--to-port", metavar="NAME", help="its port; default: the one of the same name")
 

@@ -25,6 +25,7 @@ from pathlib import Path
 from time import monotonic, time_ns
 from typing import Any
 
+from virtio_ipsec.cli.arguments import add_action, positive
 from virtio_ipsec.cli.configs import read_ports
 from virtio_ipsec.cli.driver_shown import (
     caps_of,
@@ -64,27 +65,45 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    actions.add_parser("caps", help="features, queues and capabilities")
+    add_action(
+        actions, "caps", "features, queues and capabilities", "driver --device vfio-user:/run/nic caps"
+    )
     for name, what in (
         ("sa", "make the SAs of FILE on the device, and read each back"),
         ("flow", "make the inbound SAs of FILE and the rules that feed them"),
     ):
-        actions.add_parser(name, help=what).add_argument("file", metavar="FILE")
-    send = actions.add_parser("send", help="send a capture, each frame as the flows of FILE say")
+        action = add_action(actions, name, what, f"driver --device vfio:0000:03:00.0 {name} sas.toml")
+        action.add_argument("file", metavar="FILE")
+    send = add_action(
+        actions,
+        "send",
+        "send a capture, each frame as the flows of FILE say",
+        "driver --device vfio:03:00.0 send sas.toml frames.pcap",
+    )
     send.add_argument(
         "file", metavar="FILE", help="outbound SAs, and flows that name them; other frames go in clear"
     )
     send.add_argument("capture", metavar="IN", help="Ethernet frames, pcap or pcapng")
-    receive = actions.add_parser("recv", help="receive packets, opened by the inbound SAs of FILE")
+    receive = add_action(
+        actions,
+        "recv",
+        "receive packets, opened by the inbound SAs of FILE",
+        "driver --device vfio-user:/run/nic recv sas.toml --count 10 --out got.pcapng",
+    )
     receive.add_argument("file", metavar="FILE")
-    receive.add_argument("--count", type=int, metavar="N", help="end after N packets; fewer are an error")
+    receive.add_argument("--count", type=positive(int), metavar="N", help="end after N packets; fewer are an error")
     receive.add_argument(
-        "--seconds", type=float, default=10.0, metavar="S", help="end then (default: %(default)g)"
+        "--seconds", type=positive(float), default=10.0, metavar="S", help="end then (default: %(default)g)"
     )
     receive.add_argument("--out", metavar="FILE", help="write what was received as a capture")
-    virtual = actions.add_parser("vfs", help="enable virtual functions, of a PCI function that has any")
+    virtual = add_action(
+        actions,
+        "vfs",
+        "enable virtual functions, of a PCI function that has any",
+        "driver --device vfio-user:/run/nic vfs 2 --seconds 3600",
+    )
     virtual.add_argument("number", type=int, metavar="N", help="how many")
-    virtual.add_argument("--seconds", type=float, metavar="S", help="end then (default: when interrupted)")
+    virtual.add_argument("--seconds", type=positive(float), metavar="S", help="end then (default: when interrupted)")
 
 
 def run(arguments: argparse.Namespace) -> int:
