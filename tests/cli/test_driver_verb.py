@@ -166,7 +166,7 @@ def test_virtual_functions_are_enabled_for_a_while(capsys: pytest.CaptureFixture
         device = f"vfio-user:{functions[0].path}"
         assert driver("vfs", 2, "--seconds", 0.05, device=device) == 0
         assert shown(capsys) == "2 of 2 virtual functions are enabled\n"
-        assert driver("--json", "vfs", 1, "--seconds", 0, device=device) == 0
+        assert driver("--json", "vfs", 1, "--seconds", 0.01, device=device) == 0
         assert json.loads(shown(capsys)) == [{"enabled": 1, "total": 2}]
         assert driver("vfs", 3, device=device) == 3
     assert "does not enable 3 virtual functions of 2" in capsys.readouterr().err
