@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 
 import pytest
 
@@ -12,9 +13,14 @@ from tools.mutant_parts.faults import every, faults, modules, mutated, path_of, 
 ROOMS = ("device",)
 
 
+@cache
+def names() -> list[str]:
+    """Of all faults in these rooms."""
+    return [fault.name for fault in every(ROOMS)]
+
+
 def test_names_are_unique_and_draws_repeat() -> None:
-    found = every(ROOMS)
-    assert len({fault.name for fault in found}) == len(found) > 2000
+    assert len(set(names())) == len(names()) > 2000
     assert sample(20, 5, ROOMS) == sample(20, 5, ROOMS) != sample(20, 6, ROOMS)
 
 
@@ -29,9 +35,8 @@ def test_a_fault_changes_one_statement() -> None:
 
 @pytest.mark.parametrize("review", reviewed.load(), ids=lambda review: review.reason[:40])
 def test_what_is_reviewed_exists(review: reviewed.Review) -> None:
-    names = [fault.name for fault in every(ROOMS)]
     gone = [
-        pattern for pattern in review.patterns if not any(reviewed._fits(pattern, name) for name in names)
+        pattern for pattern in review.patterns if not any(reviewed._fits(pattern, name) for name in names())
     ]
     assert gone == []
     assert review.reason.endswith(".")

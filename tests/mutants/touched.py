@@ -8,21 +8,25 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import sys
-from functools import cache
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache, wraps
 from pathlib import Path
-from types import CodeType, FrameType, FunctionType
-from typing import Any
+from types import CodeType, FunctionType
+from typing import Any, NamedTuple
 from zlib import crc32
 
-from registry import Mutant, cases_in, mutant_free
+from registry import Mutant, cases_in, load_mutants, mutant_free
 
 from virtio_ipsec.conformance.case import Case
 from virtio_ipsec.conformance.runner import run_case
+from virtio_ipsec.conformance.verdict import Verdict
 from virtio_ipsec.device.device import Device
 
 #: Of the cases that should not notice a mutant, every such one is asked. `tools/mutants` asks them all.
-SAMPLED = 24
+SAMPLED = 96
 #: Where the commands about members are carried out.
 MEMBERS = frozenset({"member_commands.py", "member_parts.py"})
 
@@ -33,44 +37,96 @@ Place = tuple[str, int, str]
 shared: Path | None = None
 
 
+class Course(NamedTuple):
+    """How a case goes with the device itself: what came of it, and what it entered of the code that mutants replace."""
+
+    verdict: Verdict
+    reason: str
+    entered: frozenset[Place]
+
+
 def place(code: CodeType) -> Place:
     """Of code."""
     return code.co_filename, code.co_firstlineno, code.co_qualname
 
 
 @cache
-def entered(dialect: str) -> dict[str, frozenset[Place]]:
-    """Case id -> the code of the device package that it enters. The first process that asks finds out, for all."""
+def courses(dialect: str) -> dict[str, Course]:
+    """Case id -> its course. The first process that asks finds out, for all."""
     if shared is None:
         return observed(dialect)
-    file = shared / f"entered-{dialect}"
+    file = shared / f"courses-{dialect}"
     with open(f"{file}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not file.exists():
-            file.write_text(json.dumps({case: sorted(places) for case, places in observed(dialect).items()}))
-    found = json.loads(file.read_text())
-    return {case: frozenset((name, line, what) for name, line, what in places) for case, places in found.items()}
+            told = {case: (*course[:2], sorted(course.entered)) for case, course in observed(dialect).items()}
+            file.write_text(json.dumps(told))
+    return {
+        case: Course(Verdict(verdict), reason, frozenset((name, line, what) for name, line, what in places))
+        for case, (verdict, reason, places) in json.loads(file.read_text()).items()
+    }
 
 
-def observed(dialect: str) -> dict[str, frozenset[Place]]:
+def observed(dialect: str) -> dict[str, Course]:
     """The same, by a look at each case."""
-    target = mutant_free(dialect).target()
+    replaced = set().union(*(changes(mutant.device, Device) or () for mutant in load_mutants()))
     found = {}
-    for case in cases_in(dialect):
-        codes: set[CodeType] = set()
-
-        def note(frame: FrameType, event: str, argument: object, codes: set[CodeType] = codes) -> None:
-            if event == "call":
-                codes.add(frame.f_code)
-
-        before = sys.getprofile()
-        sys.setprofile(note)
-        try:
-            run_case(case, target, seed=1, thin=True)
-        finally:
-            sys.setprofile(before)
-        found[case.id] = frozenset(place(code) for code in codes if "/device/" in code.co_filename)
+    with watched(replaced) as seen:
+        target = mutant_free(dialect).target()
+        for case in cases_in(dialect):
+            seen.clear()
+            result = run_case(case, target, seed=1, thin=True)
+            found[case.id] = Course(result.verdict, result.reason, frozenset(map(place, seen)))
     return found
+
+
+@contextmanager
+def watched(codes: set[CodeType]) -> Iterator[set[CodeType]]:
+    """Which of them methods and properties of the device package enter from now on. A tracer would be told of every
+    call of anything, and take three times as long."""
+    seen: set[CodeType] = set()
+
+    def noting(value: Any) -> Any:
+        if isinstance(value, property):
+            parts = (value.fget, value.fset)
+            return property(*map(noting, parts)) if (codes_of(value) or set()) & codes else value
+        if isinstance(value, staticmethod | classmethod):
+            return type(value)(noting(value.__func__))
+        if not isinstance(value, FunctionType) or value.__code__ not in codes:
+            return value
+
+        @wraps(value)
+        def noted(*args: Any, **keywords: Any) -> Any:
+            seen.add(value.__code__)
+            return value(*args, **keywords)
+
+        return noted
+
+    modules = [module for name, module in sys.modules.items() if name.startswith("virtio_ipsec.device.")]
+    classes = {one for module in modules for one in vars(module).values() if isinstance(one, type)}
+    plain = [(one, name, value) for one in classes for name, value in vars(one).items() if noting(value) is not value]
+    for one, name, value in plain:
+        setattr(one, name, noting(value))
+    try:
+        yield seen
+    finally:
+        for one, name, value in plain:
+            setattr(one, name, value)
+
+
+def note_failed(mutant: Mutant, cases: list[str]) -> None:
+    """The cases that have found out a mutant, for whoever asks :func:`failed`."""
+    if shared is not None:
+        file = shared / f"failed-{mutant}"
+        new = file.with_suffix(f".{os.getpid()}")
+        new.write_text(json.dumps(cases))
+        new.replace(file)
+
+
+def failed(mutant: Mutant) -> set[str]:
+    """Those that some process of this run has noted until now."""
+    file = shared / f"failed-{mutant}" if shared is not None else None
+    return set(json.loads(file.read_text())) if file is not None and file.exists() else set()
 
 
 def chosen(mutant: Mutant, *, every: bool = False) -> tuple[Case, ...]:
@@ -94,7 +150,7 @@ def affected(mutant: Mutant) -> tuple[Case, ...]:
     if mutant.config or replaced is None:
         return cases
     places = frozenset(map(place, replaced))
-    return tuple(case for case in cases if entered(mutant.dialect)[case.id] & places)
+    return tuple(case for case in cases if courses(mutant.dialect)[case.id].entered & places)
 
 
 def changes(variant: type, base: type) -> set[CodeType] | None:

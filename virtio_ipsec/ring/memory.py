@@ -195,6 +195,8 @@ class Allocator:
         if size <= 0 or align <= 0 or align & (align - 1):
             raise ConfigError(f"cannot allocate {size} bytes aligned to {align}")
         for index, (start, room) in enumerate(self._free):
+            if room < size:
+                continue
             address = -(-start // align) * align
             tail = start + room - (address + size)
             if tail >= 0:
