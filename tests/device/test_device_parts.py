@@ -418,6 +418,25 @@ def test_a_member_that_does_not_answer_is_to_be_tried_again(
     assert owner.mode(1, member=2) == OK
 
 
+def test_what_waits_for_a_resumption_that_was_not_answered_waits_on(
+    owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+
+    def resume(state: object = None) -> None:
+        asked.append(state)
+        if len(asked) == 1:
+            raise TransportError("does not answer")
+
+    assert owner.mode(1) == OK
+    assert owner.set(Part(CVQ, b"\x01", 0, bytes(8))) == OK
+    monkeypatch.setattr(owner.member(1), "resume", resume)
+    assert owner.mode(0) == TRY_AGAIN
+    assert owner.mode(0) == OK
+    assert asked[0] is not None
+    assert asked[0] == asked[1]
+
+
 def test_a_reset_of_the_owner_forgets_its_objects_and_leaves_members_stopped(owner: Owner) -> None:
     assert owner.mode(1) == OK
     owner.target.device.negotiate(owner.target.device.offered_features)

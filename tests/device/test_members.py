@@ -40,6 +40,9 @@ class Vf:
             raise TransportError("shy")
         self.life.append("appear")
 
+    def leave(self) -> None:
+        """In one thread there is nothing to begin with."""
+
     def vanish(self) -> None:
         if self.stuck:
             self.stuck -= 1

@@ -170,9 +170,8 @@ class MemberParts:
             self._pending.pop(number, None)
             member.stop()
         elif not flags and member.stopped:
-            state = self._resumed(number)
+            member.resume(self._resumed(number))
             self._pending.pop(number, None)
-            member.resume(state)
         return b""
 
     def parts(self, number: int) -> tuple[Part, ...]:

@@ -40,6 +40,9 @@ class Member(Protocol):
     def appear(self) -> None:
         """The function is there from now on, as after a reset."""
 
+    def leave(self) -> None:
+        """Begin with what :meth:`vanish` awaits."""
+
     def vanish(self) -> None:
         """The function is gone: as by a function level reset, with every key wiped when this returns; whoever is
         connected is not served any more until :meth:`appear`. TransportError when it cannot be; then it is asked
@@ -191,9 +194,11 @@ class SriovGroup:
         self._purge()
 
     def _purge(self) -> None:
-        """Let those vanish that have to; all of them, before the first error is raised."""
+        """Let those vanish that have to; all of them at once, before the first error is raised."""
         waiting, self._leaving = self._leaving, []
         errors: list[TransportError] = []
+        for member in waiting:
+            member.leave()
         for member in waiting:
             try:
                 member.vanish()

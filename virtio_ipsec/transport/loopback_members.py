@@ -73,6 +73,9 @@ class LoopbackMember(LoopbackTarget):
         """VF Enable: as after a reset, which :meth:`vanish` was."""
         self.live = True
 
+    def leave(self) -> None:
+        """There is nothing to begin with."""
+
     def vanish(self) -> None:
         """VF Enable is clear: the device is reset, and frames on the wire are lost."""
         self.stopped = False

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 from functions import PLAIN, Host, has
-from served import shared
+from served import shared, until
 from test_function import frame
 
 from virtio_ipsec.device.members import SriovGroup
@@ -223,7 +224,7 @@ def test_what_is_asked_of_a_virtual_function_happens_in_its_own_thread(
     assert where == [threading.get_ident()]
     thread = threading.Thread(target=vf.port.loop.run)
     thread.start()
-    vf.until(lambda: vf.port.loop._thread is not None)
+    until(lambda: vf.port.loop._thread is not None)
     try:
         member.vanish()
         assert where[1:] == [thread.ident]
@@ -234,13 +235,6 @@ def test_what_is_asked_of_a_virtual_function_happens_in_its_own_thread(
             other.start()
             other.join()
             assert taken == [False]
-        monkeypatch.setattr(member_module, "_PATIENCE", 0.01)
-        let_go = threading.Event()
-        vf.port.loop.call(lambda: let_go.wait(5) and None)
-        with pytest.raises(TransportError, match="does not answer its owner"):
-            member.vanish()
-        let_go.set()
-        monkeypatch.undo()
 
         def fail(_: bool) -> None:
             raise TransportError("stuck")
@@ -250,6 +244,89 @@ def test_what_is_asked_of_a_virtual_function_happens_in_its_own_thread(
     finally:
         vf.port.loop.stop()
         thread.join()
+
+
+@contextmanager
+def hanging(*vfs: Host) -> Iterator[threading.Event]:
+    """Their control threads run, and do nothing until the event is set."""
+    let_go = threading.Event()
+    threads = [threading.Thread(target=vf.port.loop.run) for vf in vfs]
+    for vf, thread in zip(vfs, threads, strict=True):
+        thread.start()
+        until(lambda vf=vf: vf.port.loop._thread is not None)  # type: ignore[misc]
+        vf.port.loop.call(lambda: let_go.wait(60) and None)
+    try:
+        yield let_go
+    finally:
+        let_go.set()
+        for vf, thread in zip(vfs, threads, strict=True):
+            vf.port.loop.stop()
+            thread.join()
+            vf.port.loop._thread = None
+
+
+def test_one_that_hangs_is_waited_for_once_and_what_it_was_asked_is_not_done_later(
+    family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family.switch(2)
+    vf, member = family.vfs[0], family.members[0]
+    with hanging(vf) as let_go:
+        monkeypatch.setattr(member_module, "_PATIENCE", 0.01)
+        with pytest.raises(TransportError, match="does not answer its owner"):
+            member.stop()
+        monkeypatch.setattr(member_module, "_PATIENCE", 30.0)
+        for call in (member.stop, member.state, member.appear):
+            with pytest.raises(TransportError, match="does not answer its owner"):
+                call()
+        let_go.set()
+        until(lambda: not member._is_silent)
+        assert not member.stopped
+        member.stop()
+        assert member.stopped
+
+
+def test_those_that_hang_are_told_to_vanish_at_once_and_do_when_they_can(
+    family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family.switch(2)
+    monkeypatch.setattr(member_module, "_PATIENCE", 0.01)
+    with hanging(*family.vfs) as let_go:
+        family.put(SriovCap.CONTROL, 0)
+        first = [member._leaving for member in family.members]
+        monkeypatch.setattr(member_module, "_PATIENCE", 30.0)
+        family.put(SriovCap.CONTROL, SriovControl.VF_ENABLE)
+        assert not family.get(SriovCap.CONTROL) & SriovControl.VF_ENABLE
+        assert [member._leaving for member in family.members] == first
+        assert all(vf.function.is_present for vf in family.vfs)
+        let_go.set()
+        until(lambda: not any(member._is_silent for member in family.members))
+        assert not any(vf.function.is_present for vf in family.vfs)
+        family.put(SriovCap.CONTROL, SriovControl.VF_ENABLE)
+        assert family.get(SriovCap.CONTROL) & SriovControl.VF_ENABLE
+        assert all(vf.function.is_present for vf in family.vfs)
+
+
+def test_a_lock_that_is_not_let_go_is_waited_for_once(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    member, lock = family.members[0], family.vfs[0].port.lock
+    monkeypatch.setattr(member_module, "_PATIENCE", 0.01)
+    held, let_go = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with lock:
+            held.set()
+            let_go.wait(60)
+
+    other = threading.Thread(target=hold)
+    other.start()
+    held.wait(60)
+    for _ in range(2):
+        with pytest.raises(TransportError, match="does not answer its owner"), member.exclusive():
+            pass
+        monkeypatch.setattr(member_module, "_PATIENCE", 30.0)
+    let_go.set()
+    other.join()
+    with member.exclusive():
+        pass
 
 
 @pytest.mark.parametrize("how", ["register", "reset", "disconnect"])
@@ -263,7 +340,7 @@ def test_one_that_does_not_answer_is_not_felt_by_the_owners_client(
     def fail() -> None:
         raise TransportError("port 1 does not answer its owner")
 
-    stuck.vanish = fail  # type: ignore[method-assign]
+    stuck.leave, stuck.vanish = lambda: None, fail  # type: ignore[method-assign]
     if how == "register":
         family.put(SriovCap.CONTROL, 0)
     else:
@@ -277,7 +354,7 @@ def test_one_that_does_not_answer_is_not_felt_by_the_owners_client(
     family.put(SriovCap.CONTROL, SriovControl.VF_ENABLE)
     assert not family.get(SriovCap.CONTROL) & SriovControl.VF_ENABLE
     assert not family.vfs[1].function.is_present
-    del stuck.vanish
+    del stuck.leave, stuck.vanish
     family.switch(2)
     assert family.get(SriovCap.CONTROL) & SriovControl.VF_ENABLE
     assert [vf.function.is_present for vf in family.vfs] == [True, True]
