@@ -85,4 +85,4 @@ class Backend:
         return done
 
     def counters(self) -> dict[str, object]:
-        return dict(json.loads(self.ctl("counters", "--json").stdout))
+        return dict(json.loads(self.ctl("--json", "counters").stdout))
