@@ -125,7 +125,19 @@ def test_an_interrupted_run_judges_what_was_seen(tmp_path: Path, capsys: pytest.
         (["--driver", "--device", "loopback"], "--device is for devices"),
         (["--driver", "--rough"], "--rough needs --listen"),
         (["--driver", "--only", "no-such"], "no judge matches"),
-        (["--driver", "--listen", "vhost-user:/x", "--seconds", "-1"], "--seconds must be more than 0"),
+        (["--driver", "--limit", "5"], "--limit is for devices: leave it out with --driver"),
+        (["--driver", "--jobs", "2"], "--jobs is for devices: leave it out with --driver"),
+        (["--driver", "--seed", "7"], "--seed is for devices: leave it out with --driver"),
+        (["--driver", "--target", "nic.toml"], "--target is for devices: leave it out with --driver"),
+        (["--driver", "--wire", "tap:tap0"], "--wire needs --listen"),
+        (["--driver", "--probe", "192.0.2.1"], "--probe needs --listen"),
+        (["--driver", "--seconds", "1"], "--seconds needs --listen"),
+        (["--face", "full"], "--face is for --driver"),
+        (["--seconds", "1"], "--seconds is for --driver"),
+        (["--driver", "--list", "--html", "list.html"], "--html is for runs: a list is printed"),
+        (["--driver", "show", "report.json"], "--driver is for runs: leave it out with show"),
+        (["--limit", "5", "diff", "a.json", "b.json"], "--limit is for runs: leave it out with diff"),
+        (["--html", "a.html", "explain", "sanity-start"], "--html is for runs: leave it out with explain"),
         (["--driver", "--listen", "vhost-user:/nowhere/at/all"], "/nowhere/at/all"),
     ],
 )
@@ -134,6 +146,30 @@ def test_options_that_do_not_go_together_are_refused(
 ) -> None:
     assert main(["conformance", *options]) in (2, 3)
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--jobs", "x"], "argument --jobs: 'x' is no whole number above 0"),
+        (["--jobs", "0"], "argument --jobs: '0' is no whole number above 0"),
+        (["--limit", "x"], "argument --limit: 'x' is no number above 0"),
+        (["--driver", "--probe", "::1"], "argument --probe: Expected 4 octets in '::1'"),
+    ],
+)
+def test_what_is_no_value_is_named(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["conformance", *words])
+    assert capsys.readouterr().err.splitlines()[-1] == f"virtio-ipsec conformance: error: {message}"
+
+
+def test_every_judge_is_printed_on_demand(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--face", "refusing", "--only", "BAS-STATUS-01", "--only", "NET-TX-DRV-02", "--verbose"]
+    assert main(["conformance", "--driver", *words]) == 0
+    said = capsys.readouterr().err.splitlines()
+    assert [line.split()[:2] for line in said] == [["PASS", "driver-bas-status-01"], ["NOT", "SEEN"]]
 
 
 def test_a_driver_that_does_not_come_is_no_pass(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

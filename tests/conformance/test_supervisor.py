@@ -271,8 +271,9 @@ def test_a_driver_is_not_awaited_for_times_that_there_are_not(
     tmp_path: Path, seconds: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     where = f"vfio-user:{tmp_path}/s"
-    assert main(["conformance", "--driver", "--listen", where, f"--seconds={seconds}"]) == 2
-    assert capsys.readouterr().err == "virtio-ipsec: error: --seconds must be more than 0\n"
+    with pytest.raises(SystemExit, match="2"):
+        main(["conformance", "--driver", "--listen", where, f"--seconds={seconds}"])
+    assert f"argument --seconds: '{seconds}' is no number above 0\n" in capsys.readouterr().err
 
 
 def test_a_terminal_gets_no_control_characters_of_a_target(capfd: pytest.CaptureFixture[str]) -> None:

@@ -1,10 +1,12 @@
 """Run the conformance suite against a device and print a verdict for every case that is not a pass.
 
-Exit code 0: at least one case ran and no MUST failed. 1: a MUST failed, could not be judged, or the device
-hung. 2: usage, or nothing selected. 3: the target cannot be reached.
+Exit code 0: at least one case came to a verdict and no MUST failed. 1: a MUST failed, could not be judged, or the
+device hung; or no case came to a verdict, because all are UNSUPPORTED or NOT SEEN. 2: usage, or nothing selected.
+3: the target cannot be reached, or nobody can be listened for.
 
 `--driver` turns the tables: a watched device stands at a socket (`--listen`), and a driver that comes to it is judged;
-without a socket it is our own driver. Each `--face` is another device; a driver meets one after the other.
+without a socket it is our own driver. Each `--face` is another device; a driver meets one after the other. A driver
+that does not come, or does nothing that a judge looks at, is no pass: all is NOT SEEN, and the exit code is 1.
 
 `conformance show REPORT.json` makes the other formats from a report of an earlier run; `conformance explain CASE` says
 what a case does and demands; `conformance diff A.json B.json` shows what changed between two runs and exits with 1
@@ -27,7 +29,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -75,6 +77,12 @@ FORMATS: dict[str, tuple[str, Callable[[Report], str]]] = {
     "badge": ("one line of JSON for a badge", badge),
 }
 
+#: Options that say something of a run alone.
+_OF_RUNS = (
+    *("device", "target", "wire", "dialect", "list", "only", "exclude", "seed", "jobs", "limit", "verbose"),
+    *("driver", *drivers.OWN),
+)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments."""
@@ -119,12 +127,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     drivers.add_arguments(parser)
     _add_formats(parser)
     parser.add_argument("--verbose", action="store_true", help="print every case")
+    parser.set_defaults(usual={name: parser.get_default(name) for name in (*_OF_RUNS, *FORMATS)})
     actions = parser.add_subparsers(dest="action", metavar="[show|explain|diff]")
     show = add_action(
-        actions, "show", "other formats of an earlier report", "conformance show report.json --html report.html"
+        actions,
+        "show",
+        "other formats of an earlier report",
+        "conformance show report.json --html report.html",
     )
     show.add_argument("report", type=Path, metavar="REPORT.json")
-    _add_formats(show)
+    _add_formats(show, argparse.SUPPRESS)  # what stands in front of the action counts, too
     show.set_defaults(run=_show)
     explanation = add_action(
         actions, "explain", "what a case does and demands", "conformance explain ipsec-option-dscp"
@@ -137,18 +149,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     changes.add_argument("before", type=Path, metavar="A.json")
     changes.add_argument("after", type=Path, metavar="B.json")
-    changes.add_argument("--json", metavar="FILE", help="write the changes as JSON ('-': standard output)")
+    words = "write the changes as JSON ('-': standard output)"
+    changes.add_argument("--json", metavar="FILE", default=argparse.SUPPRESS, help=words)
     changes.set_defaults(run=_diff)
 
 
-def _add_formats(parser: argparse.ArgumentParser) -> None:
+def _add_formats(parser: argparse.ArgumentParser, default: str | None = None) -> None:
     for name, (what, _) in FORMATS.items():
-        parser.add_argument(f"--{name}", metavar="FILE", help=f"write {what} ('-': standard output)")
+        words = f"write {what} ('-': standard output)"
+        parser.add_argument(f"--{name}", metavar="FILE", default=default, help=words)
+
+
+def _alone(arguments: argparse.Namespace, formats: Collection[str] = ()) -> None:
+    """ConfigError for options in front of an action that mean nothing to it; ``formats`` do."""
+    foreign = [*_OF_RUNS, *(name for name in FORMATS if name not in formats)]
+    if given := drivers.given(arguments, foreign):
+        raise ConfigError(f"--{given} is for runs: leave it out with {arguments.action}")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run or list the selected cases, or judge a driver."""
     drivers.check(arguments)
+    if arguments.list and (given := drivers.given(arguments, [name for name in FORMATS if name != "json"])):
+        raise ConfigError(f"--{given} is for runs: a list is printed, or written with --json")
     if arguments.driver:
         return _run_driver(arguments)
     cases = select(arguments.dialect, arguments.only, arguments.exclude)
@@ -189,6 +212,10 @@ def _run_driver(arguments: argparse.Namespace) -> int:
     if arguments.list:
         return _list(judges, arguments.dialect, arguments.json)
     report = drivers.judged(arguments, judges)
+    if arguments.verbose:
+        progress = _Progress(verbose=True)
+        for number, result in enumerate(report.cases, 1):
+            progress(number, len(report.cases), result)
     text = _write_all(report, files)
     print(_summary(report, partial=bool(arguments.only or arguments.exclude)), file=text)
     return DONE if report.passed else FINDING
@@ -205,6 +232,7 @@ def _bed(arguments: argparse.Namespace) -> bed.Bed:
 
 
 def _show(arguments: argparse.Namespace) -> int:
+    _alone(arguments, FORMATS)
     files = _files(arguments)
     report = master.read(arguments.report)
     print(_summary(report, partial=False), file=_write_all(report, files))
@@ -212,6 +240,7 @@ def _show(arguments: argparse.Namespace) -> int:
 
 
 def _explain(arguments: argparse.Namespace) -> int:
+    _alone(arguments)
     every: tuple[Case | Judge, ...] = (*load_cases(), *load_judges())
     named = [case for case in every if arguments.name in (None, case.id, *case.clauses)]
     if not named or (arguments.name is None and arguments.out is None):
@@ -231,6 +260,7 @@ def _explain(arguments: argparse.Namespace) -> int:
 
 
 def _diff(arguments: argparse.Namespace) -> int:
+    _alone(arguments, ("json",))
     found = diff.difference(master.read(arguments.before), master.read(arguments.after))
     if arguments.json:
         _write(arguments.json, json.dumps(diff.to_json(found), indent=1) + "\n")

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from ipaddress import AddressValueError, IPv4Address
 from time import perf_counter
 
+from virtio_ipsec.cli.arguments import positive
 from virtio_ipsec.conformance.monitor.judge import Judge
 from virtio_ipsec.conformance.monitor.report import judge_trace
 from virtio_ipsec.conformance.monitor.script import PCI_FACES, perform, perform_over_pci
@@ -20,9 +21,11 @@ from virtio_ipsec.transport.monitor.faces import FACES
 from virtio_ipsec.transport.monitor.listen import Invitation, Stopper, parse_where, receive_drivers
 from virtio_ipsec.wire.dialect import DIALECTS
 
-#: Options of a driver run, which mean nothing without --driver, and those of a device run with their defaults.
-_OWN = ("listen", "face", "probe", "rough", "seconds")
-_FOREIGN = {"device": None, "target": None, "jobs": 1, "seed": 0}
+#: Options of a driver run, which mean nothing without --driver; those of them that want --listen; and those of a
+#: device run.
+OWN = ("listen", "face", "probe", "rough", "seconds")
+_AT_A_SOCKET = ("probe", "rough", "seconds", "wire")
+_FOREIGN = ("device", "target", "jobs", "seed", "limit")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,7 +60,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="answer some commands with statuses that nobody knows; costs the driver SAs",
     )
     group.add_argument(
-        "--seconds", type=float, metavar="S", help="end each face then (default: when the driver goes)"
+        "--seconds",
+        type=positive(float),
+        metavar="S",
+        help="end each face then (default: when the driver goes)",
     )
 
 
@@ -71,18 +77,19 @@ def _address(text: str) -> IPv4Address:
 def check(arguments: argparse.Namespace) -> None:
     """ConfigError for options that do not go together."""
     if not arguments.driver:
-        if given := [name for name in _OWN if getattr(arguments, name)]:
-            raise ConfigError(f"--{given[0]} is for --driver")
-        return
-    if given := [name for name, usual in _FOREIGN.items() if getattr(arguments, name) != usual]:
-        raise ConfigError(f"--{given[0]} is for devices: leave it out with --driver")
-    if arguments.listen is None:
-        if given := [name for name in ("probe", "rough", "seconds", "wire") if getattr(arguments, name)]:
-            raise ConfigError(f"--{given[0]} needs --listen")
-    else:
+        if name := given(arguments, OWN):
+            raise ConfigError(f"--{name} is for --driver")
+    elif name := given(arguments, _FOREIGN):
+        raise ConfigError(f"--{name} is for devices: leave it out with --driver")
+    elif arguments.listen is not None:
         parse_where(arguments.listen)
-        if arguments.seconds is not None and not 0 < arguments.seconds < 1e9:
-            raise ConfigError("--seconds must be more than 0")
+    elif name := given(arguments, _AT_A_SOCKET):
+        raise ConfigError(f"--{name} needs --listen")
+
+
+def given(arguments: argparse.Namespace, names: Iterable[str]) -> str:
+    """The first of these options that is not as usual; "" when all are."""
+    return next((name for name in names if getattr(arguments, name) != arguments.usual[name]), "")
 
 
 def judged(arguments: argparse.Namespace, judges: Iterable[Judge]) -> Report:
