@@ -168,10 +168,18 @@ def test_virtual_functions_are_enabled_for_a_while(capsys: pytest.CaptureFixture
         assert shown(capsys) == "2 of 2 virtual functions are enabled\n"
         assert driver("--json", "vfs", 1, "--seconds", 0.01, device=device) == 0
         assert json.loads(shown(capsys)) == [{"enabled": 1, "total": 2}]
-        assert driver("vfs", 3, device=device) == 3
-    assert "does not enable 3 virtual functions of 2" in capsys.readouterr().err
+        assert driver("vfs", 3, device=device) == 2
+        assert f"vfio-user:{functions[0].path} has 2 virtual functions, and N is 3\n" in capsys.readouterr().err
     assert driver("vfs", 1) == 2
     assert "loopback has no virtual functions" in capsys.readouterr().err
+
+
+def test_what_is_no_socket_is_not_waited_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    reasons = {"file": "a file that is no socket", "file/f": "Not a directory", "a" * 120: "path too long"}
+    for name, why in reasons.items():
+        assert driver("caps", device=f"vfio-user:{tmp_path}/{name}") == 3
+        assert why in capsys.readouterr().err
 
 
 def test_one_port_is_wanted(sas: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -491,7 +491,10 @@ def test_a_function_over_vfio_user_is_checked_and_never_a_client(capsys: pytest.
     )
     assert main([*words, "--check", "--client"]) == 2
     assert "--client is for vhost-user" in capsys.readouterr().err
-    for wrong in (["--vfs", "-1"], ["--vfs", "65"], ["--socket", "/s"]):
-        with pytest.raises(SystemExit) as ended:
-            main([*words, *wrong])
-        assert ended.value.code == 2
+    with pytest.raises(SystemExit) as ended:
+        main([*words, "--socket", "/s"])
+    assert ended.value.code == 2
+    for option in ("control", "metrics"):
+        assert main([*words, "--check", f"--{option}", "/run/f.vf2"]) == 2
+        said = f"/run/f.vf2 cannot be both {option} and the socket of port port0.vf2: give one of them another path\n"
+        assert said in capsys.readouterr().err

@@ -88,6 +88,10 @@ def test_each_action_has_an_example_that_it_accepts(verb: str) -> None:
         "driver --device loopback recv sas.toml --seconds nan",
         "driver --device loopback recv sas.toml --count -1",
         "driver --device loopback vfs 1 --seconds inf",
+        "serve --vfio-user /f --uplink null --vfs 65",
+        "serve --vfio-user /f --uplink null --vfs -1",
+        "serve --vfio-user /f --uplink null --vfs x",
+        "serve --vfio-user /f --uplink null --socket-mode 999",
     ],
 )
 def test_numbers_that_mean_nothing_are_refused_by_name(words: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -189,6 +189,9 @@ def test_the_command_line_stands_above_the_file() -> None:
         ),
         (Overrides(uplink="null", vfio_user="/f", vfs=1, vf_uplink="tap"), "uplink tap needs"),
         (Overrides(uplink="null"), "--vfio-user PATH"),
+        (Overrides(uplink="unix:/f", vfio_user="/f"), "/f cannot be both the socket of port port0 and the uplink of"),
+        (Overrides(uplink="unix:/f.vf1", vfio_user="/x/../f", vfs=1), "cannot be both the uplink of port port0 and"),
+        (Overrides(uplink="pcap:/in,/f.vf1", vfio_user="/f", vfs=1, vf_uplink="null"), "cannot be both"),
     ],
 )
 def test_contradictions_are_refused_by_name(said: Overrides, why: str) -> None:

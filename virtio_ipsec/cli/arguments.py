@@ -1,4 +1,4 @@
-"""What verbs have in common on the command line: actions with an example each, and numbers with a lower bound."""
+"""What verbs have in common on the command line: actions with an example each, and numbers with bounds."""
 
 from __future__ import annotations
 
@@ -37,6 +37,17 @@ def positive(kind: type[Number]) -> Callable[[str], Number]:
         if not 0 < value < _MOST:
             raise argparse.ArgumentTypeError(f"{text!r} is no {_KINDS[kind]} above 0")
         return value
+
+    return convert
+
+
+def between(low: int, high: int) -> Callable[[str], int]:
+    """Converts an argument to a whole number from ``low`` to ``high``."""
+
+    def convert(text: str) -> int:
+        if not text.isdecimal() or not low <= int(text) <= high:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {low} to {high}")
+        return int(text)
 
     return convert
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from time import monotonic, time_ns
 from typing import Any
 
-from virtio_ipsec.cli.arguments import add_action, positive
+from virtio_ipsec.cli.arguments import add_action, between, positive
 from virtio_ipsec.cli.configs import read_ports
 from virtio_ipsec.cli.driver_shown import (
     caps_of,
@@ -102,7 +102,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "enable virtual functions, of a PCI function that has any",
         "driver --device vfio-user:/run/nic vfs 2 --seconds 3600",
     )
-    virtual.add_argument("number", type=int, metavar="N", help="how many")
+    virtual.add_argument("number", type=between(0, 0xFFFF), metavar="N", help="how many")
     virtual.add_argument("--seconds", type=positive(float), metavar="S", help="end then (default: when interrupted)")
 
 
@@ -149,6 +149,8 @@ def _vfs(target: Target, arguments: argparse.Namespace) -> int:
     """They are there as long as this lasts."""
     if not isinstance(target, Owner):
         raise ConfigError(f"{target.name} has no virtual functions")
+    if arguments.number > target.total_vfs:
+        raise ConfigError(f"{target.name} has {target.total_vfs} virtual functions, and N is {arguments.number}")
     target.enable_vfs(arguments.number)
     _print(arguments, [{"enabled": arguments.number, "total": target.total_vfs}], _vfs_text)
     limit = None if arguments.seconds is None else monotonic() + arguments.seconds

@@ -25,6 +25,7 @@ import argparse
 from importlib.resources import files
 
 from virtio_ipsec import policy
+from virtio_ipsec.cli.arguments import between
 from virtio_ipsec.cli.configs import read_ports
 from virtio_ipsec.cli.exits import DONE
 from virtio_ipsec.cli.logs import log_to_stderr
@@ -33,7 +34,7 @@ from virtio_ipsec.errors import ConfigError
 from virtio_ipsec.policy.port_config import MAX_VFS
 from virtio_ipsec.transport.management import ManagementSettings
 from virtio_ipsec.transport.service import Service, Settings
-from virtio_ipsec.transport.service_plan import Overrides, PortPlan, plan_all
+from virtio_ipsec.transport.service_plan import Overrides, PortPlan, plan_all, refuse_shared_files
 from virtio_ipsec.transport.uplink import grammar
 
 __doc__ = (__doc__ or "").format(uplinks=grammar())
@@ -49,7 +50,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     front.add_argument(
         "--vfio-user", metavar="PATH", help="the vfio-user socket of a single port: a virtio PCI function"
     )
-    parser.add_argument("--vfs", type=count, metavar="N", help="virtual functions of that one, at PATH.vf1 and so on")
+    parser.add_argument(
+        "--vfs",
+        type=between(0, MAX_VFS),
+        metavar="N",
+        help=f"virtual functions of that one, up to {MAX_VFS}, at PATH.vf1 and so on",
+    )
     parser.add_argument(
         "--vf-uplink",
         metavar="URI",
@@ -106,6 +112,7 @@ def run(arguments: argparse.Namespace) -> int:
     plans = plan_all(configs, said)
     if arguments.client and any(plan.is_pci for plan in plans):
         raise ConfigError("--client is for vhost-user: clients of vfio-user connect to us")
+    refuse_shared_files(plans, control=arguments.control, metrics=arguments.metrics)
     if arguments.check:
         for plan in plans:
             print(_summary(plan))
@@ -129,18 +136,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def mode(text: str) -> int:
-    """The mode of a socket. ValueError for none."""
-    value = int(text, 8)
+    """The mode of a socket."""
+    try:
+        value = int(text, 8)
+    except ValueError:
+        value = 0
     if not 0o600 <= value <= 0o777:
-        raise ValueError
-    return value
-
-
-def count(text: str) -> int:
-    """A number of virtual functions. ValueError for none."""
-    value = int(text)
-    if not 0 <= value <= MAX_VFS:
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"{text!r} is no mode from 600 to 777")
     return value
 
 

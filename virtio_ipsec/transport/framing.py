@@ -11,6 +11,7 @@ import errno
 import os
 import select
 import socket
+import stat
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -22,6 +23,8 @@ from virtio_ipsec.transport.payload import MessageError
 
 M = TypeVar("M")
 _FD_SIZE = array.array("i").itemsize
+#: Why a path cannot be connected to whoever comes up. A path that is too long has no number.
+_HOPELESS = frozenset({None, errno.ENOTDIR, errno.ELOOP, errno.EPROTOTYPE})
 
 
 class PeerClosed(TransportError):
@@ -201,7 +204,8 @@ class FramedSocket(ABC, Generic[M]):
 
 
 def dial(path: str, timeout: float) -> socket.socket:
-    """Connect to who listens at ``path``; it may come up within ``timeout`` seconds."""
+    """Connect to who listens at ``path``; it may come up within ``timeout`` seconds. TransportError, at once where no
+    socket can come up."""
     limit = monotonic() + timeout
     while True:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -209,8 +213,18 @@ def dial(path: str, timeout: float) -> socket.socket:
             sock.connect(path)
         except OSError as error:
             sock.close()
-            if monotonic() >= limit:
+            if _is_foreign(path):
+                raise TransportError(f"{path}: a file that is no socket") from None
+            if error.errno in _HOPELESS or monotonic() >= limit:
                 raise TransportError(f"{path}: {error.strerror or error}") from None
             sleep(0.01)
             continue
         return sock
+
+
+def _is_foreign(path: str) -> bool:
+    """Whether something else than a socket is there."""
+    try:
+        return not stat.S_ISSOCK(os.stat(path).st_mode)
+    except OSError:
+        return False

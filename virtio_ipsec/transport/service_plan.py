@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -18,6 +19,10 @@ from virtio_ipsec.wire.numbers import Feature, mask
 _DRIVERS_IPSEC = mask(Feature.F_ADMIN_VQ, Feature.NET_F_IPSEC, Feature.NET_F_OUT_NET_HEADER)
 #: Descriptors that a queue may have: what QEMU and DPDK allow at most.
 QUEUE_SIZE = 1024
+
+
+#: Uplinks that make a file: its path is all, or the last, that stands behind the colon.
+_UPLINKS_WITH_FILES = frozenset({"unix", "vhost-user", "pcap"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +101,7 @@ def plan_all(configs: Sequence[Config] | None, said: Overrides) -> tuple[PortPla
     _refuse_shared("name", (plan.name for plan in every))
     _refuse_shared("socket", (plan.socket for plan in every))
     _refuse_shared("uplink", (plan.uplink for plan in every if plan.uplink.partition(":")[2]))
+    refuse_shared_files(plans)
     _refuse_shared_keys(plans)
     for plan in every:
         try:
@@ -103,6 +109,22 @@ def plan_all(configs: Sequence[Config] | None, said: Overrides) -> tuple[PortPla
         except ConfigError as error:
             raise ConfigError(f"port {plan.name}: {error}") from None
     return plans
+
+
+def refuse_shared_files(plans: Iterable[PortPlan], **others: str | None) -> None:
+    """Each file that a service makes is made once, those too that appear later: sockets of ports and of virtual
+    functions, wires, captures, and ``others`` by what they are. Raises ConfigError."""
+    made: dict[str, str] = {}
+    named = [(path, what) for what, path in others.items() if path]
+    for each in (each for plan in plans for each in (plan, *plan.vfs)):
+        kind, _, argument = each.uplink.partition(":")
+        named.append((each.socket, f"the socket of port {each.name}"))
+        if kind in _UPLINKS_WITH_FILES:
+            named.append((argument.rpartition(",")[2], f"the uplink of port {each.name}"))
+    for path, what in named:
+        before = made.setdefault(os.path.realpath(path), what)
+        if before != what:
+            raise ConfigError(f"{path} cannot be both {before} and {what}: give one of them another path")
 
 
 def wire_port(plan: PortPlan, socket: str) -> PortPlan:
