@@ -43,19 +43,31 @@ class Large:
         """Offset of the transport header."""
         return len(self.link) + len(self.network)
 
-    def frame(self, *, outer_open: bool = False) -> bytes:
+    def frame(self, *, outer_open: bool = False, outer_of: int = 0) -> bytes:
         """What the driver queues: the checksum field holds the sum of the pseudo header, lengths are those of the whole
-        packet. With a tunnel the outer checksum is zero, or left open as well."""
+        packet. With a tunnel the outer checksum is zero, or left open as well, or, with the outer length, that of every
+        piece of ``outer_of`` octets."""
         inner = self._part()
         if self.outer is None:
             return self.link + inner
         # What is in front of the inner packet within the tunnel belongs to the outer payload.
         tunnel = replace(self.outer, payload=self.outer.payload + inner)
         whole = tunnel.link + tunnel._part()
-        if not outer_open:
-            at = tunnel.start + 6
-            whole = whole[:at] + bytes(2) + whole[at + 2 :]
-        return whole
+        at = tunnel.start + 4
+        if outer_of:
+            return whole[:at] + self._outer_end(outer_of) + whole[at + 4 :]
+        return whole if outer_open else whole[: at + 2] + bytes(2) + whole[at + 4 :]
+
+    def _outer_end(self, size: int) -> bytes:
+        """Length and checksum of the outer UDP header around a piece of ``size`` octets: the same for each, for what
+        changes in the inner headers is made up for by their checksums."""
+        assert self.outer is not None  # noqa: S101 - only called for a tunnel
+        piece = replace(self, payload=self.payload[:size])
+        inner = completed(piece._part(), len(self.network), SUM_AT[self.protocol])
+        tunnel = replace(self.outer, payload=self.outer.payload + inner)
+        outer = completed(tunnel._part(), len(tunnel.network), SUM_AT[UDP])
+        at = len(tunnel.network) + 4
+        return outer[at : at + 4]
 
     def _part(self) -> bytes:
         """The IP packet with its lengths and an open checksum."""
@@ -87,6 +99,12 @@ class Large:
             csum_offset=SUM_AT[self.protocol],
             **fields,
         )
+
+
+def completed(packet: bytes, start: int, offset: int) -> bytes:
+    """A packet whose checksum from ``start`` on was left open."""
+    at = start + offset
+    return packet[:at] + (checksum(packet[start:]) or 0xFFFF).to_bytes(2) + packet[at + 2 :]
 
 
 def pseudo_sum(large: Large, length: int) -> int:

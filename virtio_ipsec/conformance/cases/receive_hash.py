@@ -93,21 +93,22 @@ def rx_hash_ipv4(bench: Bench) -> None:
     """The hash of IPv4 packets: over addresses and ports, over addresses, or none, as the enabled types say.
 
     With every subset of the three types: TCP, UDP, another protocol, UDP behind IPv4 options, TCP behind a VLAN tag,
-    packets too short to hold ports, a later fragment. Value and type are compared with a Toeplitz hash of what the
-    case has put into the packet. A key just long enough for IPv4 is used as well.
+    packets too short to hold ports, one not to be fragmented, later fragments. Value and type are compared with a
+    Toeplitz hash of what the case has put into the packet. A key just long enough for IPv4 is used as well.
     """
     supported = _supported(bench)
     samples = _plain(bench, 4)
     flow = new_flow(bench, 4, UDP)
     packet = flow.packet(bench.octets(30))
     samples.append(("UDP behind IPv4 options", flow, arriving(bench, frames.with_options(packet))))
-    for place in (1, 3, 0x1000):
-        later = bytearray(flow.packet(bench.octets(40)))
-        later[6:8] = (0x2000 | place).to_bytes(2) if place < 0x1000 else place.to_bytes(2)
-        later[10:12] = bytes(2)
-        later[10:12] = frames.checksum(bytes(later[:20])).to_bytes(2)
-        frame = arriving(bench, bytes(later))
-        samples.append((f"a fragment at {place}", replace(flow, ports=b""), frame))
+    # (flags and fragment offset, whether the ports can be seen)
+    for field, whole in ((0x4000, True), (0x2001, False), (0x2003, False), (0x1000, False)):
+        each = bytearray(flow.packet(bench.octets(40)))
+        each[6:8] = field.to_bytes(2)
+        each[10:12] = bytes(2)
+        each[10:12] = frames.checksum(bytes(each[:20])).to_bytes(2)
+        shown = flow if whole else replace(flow, ports=b"")
+        samples.append((f"flags and offset {field:#06x}", shown, arriving(bench, bytes(each))))
     for octets in (KEY_OCTETS, 16):
         _judge(bench, "INF-46", _masks(V4, supported), samples, bench.octets(octets))
 
@@ -166,12 +167,13 @@ def _with_headers(bench: Bench, protocol: int) -> Iterator[Sample]:
     yield sample("options, routing", replace(plain, way=way), (HOP_BY_HOP, pad), (ROUTING, route))
     both = replace(plain, home=home, way=way)
     yield sample("routing, home address", both, (ROUTING, route), (DESTINATION, homes[0]))
-    alone = replace(plain, protocol=OTHER, ports=b"")
-    packet = _extended(alone, b"", (DESTINATION, pad))
-    frame = arriving(bench, packet)[: ETHERNET + len(packet)]
-    yield f"protocol {protocol}, options at the end of the frame", alone, frame
     dangling = bytes((1, 3, 0, 0, 0, 1))
     yield sample("options that end within one", plain, (DESTINATION, dangling))
+    alone = replace(plain, protocol=OTHER, ports=b"")
+    for name, contents in (("options", pad), ("options that end within one", dangling)):
+        packet = _extended(alone, b"", (DESTINATION, contents))
+        frame = arriving(bench, packet)[: ETHERNET + len(packet)]
+        yield f"protocol {protocol}, {name}, and nothing behind", alone, frame
     whole = bytes(2) + bench.octets(4)
     yield sample("a fragment header of a whole packet", plain, (FRAGMENT, whole))
     for field in (0x0008, 0x0800, 0x8000):

@@ -13,6 +13,7 @@ from virtio_ipsec.conformance.datapath import DataPath
 from virtio_ipsec.conformance.flows import protocol
 from virtio_ipsec.conformance.frames import ESP, TCP, UDP, Shape, checksum, with_extension, with_options
 from virtio_ipsec.conformance.hashing import KEY_OCTETS, arriving, configure
+from virtio_ipsec.conformance.segments import with_length
 from virtio_ipsec.wire.net_config import NET_CONFIG
 from virtio_ipsec.wire.numbers import Feature, FfAction, HashReport, HdrFlag, has
 
@@ -85,18 +86,36 @@ def _start(bench: Bench) -> None:
         configure(bench, types, bench.octets(KEY_OCTETS))
 
 
+def _fixed(packet: bytes) -> int:
+    """Octets of the IP header that must be there for the lengths to be true."""
+    return 40 if packet[0] >> 4 == 6 else (packet[0] & 15) * 4
+
+
+def _ending(packet: bytes, end: int) -> bytes:
+    """The first ``end - ETHERNET`` octets of a packet, which says that it is that long."""
+    size = _fixed(packet)
+    rest = packet[size : end - ETHERNET]
+    return with_length(packet[:size], packet[0] >> 4, len(rest)) + rest
+
+
 @case("rx-truncated", *CLAUSES, needs=("wire",))
 def rx_truncated(bench: Bench) -> None:
     """Packets that end too early come as they are or not at all, and DATA_VALID is clear.
 
-    TCP, UDP and ESP over IPv4 and IPv6, with options and with extension headers of every kind, cut after every octet;
-    some behind a VLAN tag. The device looks into them for checksums, hashes and offsets.
+    TCP, UDP and ESP over IPv4 and IPv6, with options and with extension headers of every kind, cut after every octet,
+    with the length of the whole packet and with their own; some behind a VLAN tag. The device looks into them for
+    checksums, hashes and offsets.
     """
     _start(bench)
     for what, packet in _wholes(bench):
         frame = arriving(bench, packet)[: ETHERNET + len(packet)]
         ends = bench.sweep(range(ETHERNET, len(frame)))
         _judge(bench, [(f"{what}, {end} octets", frame[:end]) for end in ends])
+        ends = bench.sweep(range(ETHERNET + _fixed(packet), len(frame)))
+        true = [
+            (f"{what}, {end} octets and no more", frame[:ETHERNET] + _ending(packet, end)) for end in ends
+        ]
+        _judge(bench, true)
         behind_tag = frames.tagged(frame, 3)
         _judge(bench, [(f"{what}, a tag, {end + 4} octets", behind_tag[: end + 4]) for end in ends])
 

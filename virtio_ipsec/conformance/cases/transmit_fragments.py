@@ -108,3 +108,33 @@ def tx_fragments_ipv6(bench: Bench) -> None:
     bench.check(
         "INF-54", len(set(idents)) == len(idents), "every datagram has its own Identification", idents
     )
+
+
+@case("tx-fragments-contradictory", "INF-54", needs=("wire",))
+def tx_fragments_contradictory(bench: Bench) -> None:
+    """A request to fragment that cannot be carried out harms nothing but its packet.
+
+    What a driver must not send: pieces of less than eight octets, a datagram that has a Fragment header already, one
+    that is longer than any, extension headers that reach beyond the packet. Whatever becomes of them, the next large
+    packet leaves as fragments.
+    """
+    bench.start(want=(Feature.NET_F_CSUM, Feature.NET_F_HOST_UFO))
+    four, six = (new_large(bench, version, UDP, 1200) for version in (4, 6))
+    already = new_large(bench, 6, UDP, 1200, extra=new_chain((44, bytes(6))))
+    chained = new_large(bench, 6, UDP, 1200, extra=new_chain((0, PADDING)))
+    beyond = bytearray(chained.frame())
+    beyond[len(chained.link) + 41] = 0xFF
+    attempts = [
+        *((f"pieces of {size} octets", one, one.frame(), size) for one in (four, six) for size in (0, 1, 7)),
+        ("a Fragment header", already, already.frame(), 500),
+        ("a datagram beyond 65535 octets", four, four.frame() + bytes(0xFFFF), 1400),
+        ("a datagram beyond 65535 octets", six, six.frame() + bytes(0xFFFF), 1400),
+        ("an extension header beyond the packet", chained, bytes(beyond), 500),
+    ]
+    for what, large, frame, size in attempts:
+        bench.packets.send(frame, large.header(GsoType.UDP, size))
+        bench.packets.emitted()  # what it made
+        for next_one in (four, six):
+            _, wrong, _ = _fragments(bench, next_one, 800)
+            text = f"IPv{large.version}, after {what}: IPv{next_one.version} leaves as fragments"
+            bench.check("INF-54", not wrong, text, wrong[:3])

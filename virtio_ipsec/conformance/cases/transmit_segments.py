@@ -27,6 +27,8 @@ GSO_ECN = 0x80
 VXLAN = struct.pack("!II", 0x0800_0000, 42 << 8)
 #: Sizes of segments and of payloads: even, odd, one octet; exactly, one more, one less, and less than one segment.
 CUTS = ((500, 1500), (500, 1501), (500, 999), (333, 1000), (1, 3), (1000, 700))
+#: Pieces of the longest packet: few, and within the MTU of any wire.
+LONG = 1220
 TYPES = {
     TCP: {4: (GsoType.TCPV4, Feature.NET_F_HOST_TSO4), 6: (GsoType.TCPV6, Feature.NET_F_HOST_TSO6)},
     UDP: {4: (GsoType.UDP_L4, Feature.NET_F_HOST_USO), 6: (GsoType.UDP_L4, Feature.NET_F_HOST_USO)},
@@ -159,6 +161,9 @@ def _segments(bench: Bench, version: int, protocol: int) -> None:
     bench.start(want=(Feature.NET_F_CSUM, feature, *((offset,) if with_offset else ())))
     for size, payload in CUTS:
         _cut(bench, "plain", new_large(bench, version, protocol, payload), kind, size)
+    most = new_large(bench, version, protocol, 0)
+    room = 0xFFFF - len(most.transport) - (len(most.network) if version == 4 else 0)
+    _cut(bench, "the longest", replace(most, payload=bench.octets(room)), kind, LONG)
     tagged = new_large(bench, version, protocol, 1200, vlan=True)
     _cut(bench, "with a VLAN tag", tagged, kind, 500)
     if with_offset:
@@ -192,8 +197,9 @@ def _tcp_variants(bench: Bench, version: int) -> Iterator[Large]:
 def tx_segments_tcp4(bench: Bench) -> None:
     """A large TCP packet over IPv4 leaves as segments, each with right lengths, numbers and checksums.
 
-    Several sizes of segments and payloads; IPv4 options, TCP options, a VLAN tag; FIN, PSH; a sequence number that
-    wraps. Payloads put together are the payload sent, headers are repeated, no segment is longer than gso_size.
+    Several sizes of segments and payloads, the longest packet that there can be; IPv4 options, TCP options, a VLAN tag;
+    FIN, PSH; a sequence number that wraps. Payloads put together are the payload sent, headers are repeated, no segment
+    is longer than gso_size.
     """
     _segments(bench, 4, TCP)
 
@@ -248,8 +254,9 @@ def _tunnelled(bench: Bench, version: int, protocol: int, outer_version: int, pa
 def tx_segments_tunnel(bench: Bench) -> None:
     """A large packet in a UDP tunnel leaves as segments, each in a tunnel of its own.
 
-    TCP and UDP over both IP versions in both; with no outer checksum, and with one that the device completes. Inner
-    and outer lengths, numbers and checksums of every segment are right.
+    TCP and UDP over both IP versions in both; with no outer checksum, with one that the device completes, and with one
+    that the driver has computed for all segments, which are equally long then. Inner and outer lengths, numbers and
+    checksums of every segment are right.
     """
     types = [feature for kinds in TYPES.values() for _, feature in kinds.values()]
     wanted = (Feature.NET_F_CSUM, *dict.fromkeys(types), Feature.NET_F_HOST_UDP_TUNNEL_GSO)
@@ -268,6 +275,19 @@ def tx_segments_tunnel(bench: Bench) -> None:
                     if with_sums:
                         flags = int(HdrFlag.UDP_TUNNEL_CSUM)
                         _cut(bench, f"{what}, summed", large, kind, size, flags=flags)
+    bench.start(want=wanted, without=(sums,))
+    for outer in (4, 6):
+        for version in (4, 6):
+            for protocol in (TCP, UDP):
+                large = _tunnelled(bench, version, protocol, outer, 1200)
+                for size in (400, 1200):
+                    header = large.header(TYPES[protocol][version][0], size)
+                    left = bench.packets.transmit(large.frame(outer_of=size), header)
+                    found = judge(large, size, left, outer_summed=True)
+                    wrong = (found.wrong + found.lengths + found.outer_sums)[:4]
+                    what = f"IPv{version}, protocol {protocol}, in UDP over IPv{outer} with a checksum"
+                    text = f"{what}, 1200 octets in pieces of {size}: leaves as segments"
+                    bench.check("INF-56", not wrong, text, wrong)
 
 
 @case("tx-segments-contradictory", "INF-54", "INF-53", needs=("wire",))
