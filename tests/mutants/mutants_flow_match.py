@@ -221,3 +221,11 @@ class SequenceNotCompared(Plain):
         if selector.type != SelectorType.ESP:
             return selector.mask
         return selector.mask[:3] + b"\0" + selector.mask[4:]
+
+
+@mutant("INF-28")
+class NothingMatchesAHeaderAlone(Receiver):
+    """An IP packet that ends with its header matches no rule."""
+
+    def match(self, packet: Packet) -> FfRule | None:
+        return None if packet.headers.end == packet.headers.l4 else super().match(packet)

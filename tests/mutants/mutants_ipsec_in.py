@@ -351,3 +351,12 @@ class NothingVerified(Receiver):
     def checksum_flag(self, packet: Packet) -> int:
         wanted = self.ctx.has(Feature.NET_F_GUEST_CSUM) and packet.headers.version
         return HdrFlag.DATA_VALID if wanted else 0
+
+
+@mutant("NET-RX-DEV-05")
+class FailedPacketsWantAChecksum(Receiver):
+    """A packet that failed is delivered with an open checksum, as its flags say."""
+
+    def checksum_flag(self, packet: Packet) -> int:
+        failed = packet.flags & self._error
+        return int(HdrFlag.NEEDS_CSUM) if failed else super().checksum_flag(packet)

@@ -16,7 +16,17 @@ from virtio_ipsec.conformance.cases.sa_refusals import (
     wrong_options,
     wrong_window,
 )
-from virtio_ipsec.conformance.flows import CLASSIFIER, GROUP, RULE, Flows, Match, ethernet, protocol, udp_port
+from virtio_ipsec.conformance.flows import (
+    CLASSIFIER,
+    GROUP,
+    RULE,
+    Flows,
+    Match,
+    ethernet,
+    protocol,
+    read_limits,
+    udp_port,
+)
 from virtio_ipsec.conformance.sas import TYPES, enable, install, make
 from virtio_ipsec.errors import AdminQualifier, AdminStatus
 from virtio_ipsec.wire.admin import id_bitmap_build
@@ -103,13 +113,14 @@ def qualifier_of_rules(bench: Bench) -> None:
     """A refusal of a flow-filter object does not blame opcode, group type or member id.
 
     Groups of a priority that is taken, classifiers with selectors out of place, of other lengths and with parts of
-    fields, rules with references, keys, queues and actions that cannot be, ids beyond the
-    limits, objects in use. EINVAL comes with another qualifier than those three.
+    fields, rules with references, keys, queues, actions and priorities that cannot be, ids beyond the limits, objects
+    in use. EINVAL comes with another qualifier than those three.
     """
     bench.start()
     bench.admin.use_everything()
-    flows = Flows(bench)
-    _judge(bench, _objects(bench, flows))
+    # There is a priority beyond.
+    last = min(read_limits(bench).last_rule_priority, 0xFE)
+    _judge(bench, _objects(bench, Flows(bench, last_rule_priority=last)))
 
 
 def _objects(bench: Bench, flows: Flows) -> Iterator[tuple[str, Reply]]:
@@ -157,6 +168,8 @@ def _objects(bench: Bench, flows: Flows) -> Iterator[tuple[str, Reply]]:
         if reply.ok:
             demand(flows.destroy(RULE, 0))
     yield "a rule beyond the limit", flows.put_rule(flows.limits.rules_limit, good)
+    beyond = replace(good, rule_priority=flows.limits.last_rule_priority + 1)
+    yield "a rule priority beyond the limit", flows.put_rule(0, beyond)
     if flows.put_rule(0, good).ok:
         yield "a group in use", flows.destroy(GROUP, 0)
         yield "a classifier in use", flows.destroy(CLASSIFIER, 0)

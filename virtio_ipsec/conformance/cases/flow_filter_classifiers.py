@@ -35,6 +35,9 @@ FIELDS = {
     SelectorType.ESP: (32, 32),
 }
 NUMBERS = {SelectorType.TCP: TCP, SelectorType.UDP: UDP, SelectorType.ESP: ESP}
+IP = {SelectorType.IPV4, SelectorType.IPV6}
+#: Nothing follows an IP header with this number.
+NO_NEXT_HEADER = 59
 NEEDS = ("admin", "flow_filter")
 OTHER_MAC = bytes.fromhex("0a567650ee77")
 
@@ -53,7 +56,7 @@ def _chain(kind: SelectorType, mask: bytes, version: int) -> tuple[Match, ...]:
     last = Match(kind, mask, bytes(len(mask)))
     if kind is SelectorType.ETH:
         return (last,)
-    if kind in {SelectorType.IPV4, SelectorType.IPV6}:
+    if kind in IP:
         return ethernet(version), last
     return *protocol(version, NUMBERS[kind]), last
 
@@ -166,6 +169,46 @@ def match_every_field(bench: Bench) -> None:
             demand(flows.destroy(CLASSIFIER, 0))
     if not tried:
         raise Unsupported("the device has no selector for a whole field")
+
+
+@case("ff-match-headers-alone", "INF-28", needs=(*NEEDS, "wire"))
+def match_headers_alone(bench: Bench) -> None:
+    """A rule looks at a header behind which there is nothing.
+
+    A DROP rule on the first field of each header: IPv4 and IPv6 packets, TCP and UDP segments and an ESP packet that
+    end with it, at the end of the frame, are dropped; a packet of another kind is delivered.
+    """
+    flows = _begin(bench)
+    flows.need_action(FfAction.DROP)
+    offered = {selector.type for selector in flows.selectors.selectors}
+    bench.packets.post()
+    bench.packets.sentinel_to = b"\xff" * 6
+    demand(flows.put_group(0, 1))
+    tried = 0
+    for kind in sorted(FIELDS.keys() - {SelectorType.ETH}):
+        version = 6 if kind is SelectorType.IPV6 else 4
+        body = bench.octets(8) if kind is SelectorType.ESP else b""
+        packet = frames.packet(body, Shape(version, NUMBERS.get(kind, NO_NEXT_HEADER)))
+        whole = _frame(bench, packet)[: 14 + len(packet)]
+        mask = next(_masks(kind))[1]
+        chain = _chain(kind, mask, version)
+        last = chain[-1]
+        header = whole[14:] if last.type in IP else whole[34:]
+        matches = (*chain[:-1], replace(last, key=bytes(a & b for a, b in zip(header, mask, strict=False))))
+        if len(chain) > flows.limits.selectors_per_classifier_limit or not offered >= {m.type for m in chain}:
+            continue
+        tried += 1
+        demand(flows.put_classifier(0, *matches))
+        keys = b"".join(one.key for one in matches)
+        demand(flows.put_rule(0, FfRule(0, 0, 0, FfAction.DROP, 0, keys)))
+        other = _frame(bench, frames.packet(bench.octets(30), Shape(10 - version, 253)))
+        bench.packets.top_up()
+        came = [rx.frame for rx in bench.packets.receive(whole, other)]
+        bench.check("INF-28", came == [other], f"{kind.name}, nothing behind it: dropped", len(came))
+        demand(flows.destroy(RULE, 0))
+        demand(flows.destroy(CLASSIFIER, 0))
+    if not tried:
+        raise Unsupported("the device has no selector for an IP header")
 
 
 @case("ff-rule-at-once", "INF-38", needs=(*NEEDS, "wire"))

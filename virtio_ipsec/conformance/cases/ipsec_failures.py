@@ -9,9 +9,10 @@ from virtio_ipsec.conformance.datapath import DataPath, Sa
 from virtio_ipsec.conformance.frames import ESP, Shape
 from virtio_ipsec.conformance.verdict import Unsupported
 from virtio_ipsec.crypto.reference import esp_transform
-from virtio_ipsec.wire.numbers import IpsecMode
+from virtio_ipsec.wire.numbers import Feature, HdrFlag, IpsecMode, has
 
-FAILED = ("NET-RX-DEV-31", "NET-RX-DEV-32", "INF-05", "RFC-16", "RFC-17")
+CHECKSUM_FLAGS = HdrFlag.NEEDS_CSUM | HdrFlag.DATA_VALID
+FAILED = ("NET-RX-DEV-05", "NET-RX-DEV-31", "NET-RX-DEV-32", "INF-05", "RFC-16", "RFC-17")
 
 
 def _fails(path: DataPath, packet: bytes, why: str, secret: bytes) -> None:
@@ -19,6 +20,9 @@ def _fails(path: DataPath, packet: bytes, why: str, secret: bytes) -> None:
     came = path.receive(packet)
     path.check_failed(came, packet, why)
     path.bench.check("INF-05", not any(secret in rx.frame for rx in came), f"no plaintext after {why}")
+    if not has(path.bench.features, Feature.NET_F_GUEST_CSUM):
+        sums = [f"flags {rx.header.flags:#x}" for rx in came if rx.header.flags & CHECKSUM_FLAGS]
+        path.bench.check("NET-RX-DEV-05", not sums, f"nothing is said of checksums after {why}", sums)
     for rx in came:
         shown = f"flags {rx.header.flags:#x}"
         path.bench.check("RFC-17", not rx.header.flags & 0x60, "flags 32 and 64 are clear", shown)

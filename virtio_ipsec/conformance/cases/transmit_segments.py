@@ -19,6 +19,7 @@ from virtio_ipsec.conformance.segments import (
     PSH,
     Large,
     judge,
+    pseudo_sum,
 )
 from virtio_ipsec.wire.net_header import NetHdr
 from virtio_ipsec.wire.numbers import Feature, GsoType, HdrFlag, has
@@ -164,6 +165,7 @@ def _segments(bench: Bench, version: int, protocol: int) -> None:
     most = new_large(bench, version, protocol, 0)
     room = 0xFFFF - len(most.transport) - (len(most.network) if version == 4 else 0)
     _cut(bench, "the longest", replace(most, payload=bench.octets(room)), kind, LONG)
+    _cut(bench, "a small sum", _small_sum(new_large(bench, version, protocol, 1200)), kind, 500)
     tagged = new_large(bench, version, protocol, 1200, vlan=True)
     _cut(bench, "with a VLAN tag", tagged, kind, 500)
     if with_offset:
@@ -183,6 +185,19 @@ def _segments(bench: Bench, version: int, protocol: int) -> None:
     if protocol == TCP:
         for large in _tcp_variants(bench, version):
             _cut(bench, f"flags {large.transport[13]:#x}", large, kind, 500)
+
+
+def _small_sum(large: Large) -> Large:
+    """From another host, so that the sum of the pseudo header is less than the packet's length: corrected for a
+    segment, which is shorter, it goes through zero."""
+    source, target = large.hosts
+    whole = len(large.transport) + len(large.payload)
+    over = pseudo_sum(large, whole) - whole // 2
+    last = (int.from_bytes(source[-2:]) - over) % 0xFFFF
+    hosts = source[:-2] + last.to_bytes(2), target
+    at = 12 if large.version == 4 else 8
+    network = large.network[:at] + hosts[0] + large.network[at + len(source) :]
+    return replace(large, network=network, hosts=hosts)
 
 
 def _tcp_variants(bench: Bench, version: int) -> Iterator[Large]:
