@@ -279,9 +279,12 @@ def test_many_commands_at_once_are_obeyed_in_their_order(host: RemoteHost) -> No
 
 def test_of_many_refusals_some_are_logged(host: RemoteHost, caplog: pytest.LogCaptureFixture) -> None:
     for _ in range(20):
+        assert host.client.refused(say.DMA_UNMAP, struct.pack("<IIQQ", 24, 0, BASE - 0x1000, 0x1000)) == errno.ENOENT
+    assert not caplog.records
+    for _ in range(20):
         host.client.refused(14)
     assert sum("refused" in record.message for record in caplog.records) == 10
-    assert host.counter("refused_messages") == 20
+    assert host.counter("refused_messages") == 40
 
 
 # Memory.

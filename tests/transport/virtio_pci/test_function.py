@@ -302,6 +302,10 @@ def test_without_the_bus_queues_rest_and_go_on(host: Host) -> None:
     assert not host.uplink.sent
     host.set_config(Header.COMMAND, Command.MEMORY | Command.MASTER)
     assert host.bench.captured(1) == [frame(2)]
+    host.set_config(Header.COMMAND, Command.MASTER)  # who accesses regions needs no addresses
+    assert host.of_queue(1, CommonCfg.queue_enable) == 1
+    host.send(frame(3))
+    assert host.bench.captured(1) == [frame(3)]
 
 
 def test_queues_go_on_in_new_memory_and_wait_while_there_is_none(host: Host) -> None:

@@ -50,8 +50,10 @@ from virtio_ipsec.transport.virtio_pci.function import PciFunction, RegionError
 
 _log = logging.getLogger(__name__)
 
-#: Refusals of one connection that are logged.
+#: Refusals of one connection that are logged, and the one that is not among them: a client whose IOMMU is reset unmaps
+#: whatever might be there.
 _LOGGED = 10
+_NOTHING_THERE = (Command.DMA_UNMAP, errno.ENOENT)
 #: Bytes that the fixed part of an answer takes; its asker has to have room for so much (`argsz`).
 _INFO, _REGION_INFO = 16, 32
 #: Bytes of one part of a region in an answer to DEVICE_GET_REGION_IO_FDS.
@@ -151,12 +153,13 @@ class Session:
         return COMMANDS[message.command], handler
 
     def _refuse(self, message: Message, name: str, error: Exception) -> None:
+        number = error.number if isinstance(error, Refused) else errno.EINVAL
         self._port.count("refused_messages")
-        self._refusals += 1
-        if self._refusals <= _LOGGED:
-            _log.warning("%s: %s refused: %s", self._port.name, name, str(error))
+        if (message.command, number) != _NOTHING_THERE:
+            self._refusals += 1
+            if self._refusals <= _LOGGED:
+                _log.warning("%s: %s refused: %s", self._port.name, name, str(error))
         if message.wants_reply:
-            number = error.number if isinstance(error, Refused) else errno.EINVAL
             self._connection.send(error_reply(message, number))
 
     # Beginning.

@@ -90,6 +90,10 @@ class PciFunction:
     ``members``: the group that its device owns (SR-IOV); None: there are no virtual functions. ``virtual``: it is one
     itself. Its configuration space is then as whoever assigns a virtual function shows it (SR-IOV 3.4.1: identification
     from the owner, BARs, no INTx). ``notifications``: offer F_NOTIFICATION_DATA and F_NOTIF_CONFIG_DATA.
+
+    The BARs answer whether or not MEMORY is set in the command register. That bit lets addresses of a bus lead to them,
+    and the bus is the client's: QEMU takes them off its own while it is clear. Who accesses a region names no address;
+    there are drivers over vfio-user that never set the bit (SPDK's). MASTER is obeyed.
     """
 
     #: The parts; a variant of the function replaces some by subclasses.
