@@ -11,6 +11,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -199,6 +200,7 @@ BED = """
 device = "loopback:python"
 capture = false
 patience = 1
+long_run = 300
 [details]
 vendor = "Example"
 [[deviation]]
@@ -211,7 +213,7 @@ def test_a_target_file_describes_the_bed(tmp_path: Path, capsys: pytest.CaptureF
     setting = bed.parse(BED)
     with bed.open_bed(setting, V14) as target:
         assert not target.has_wire
-        assert target.patience == 1.0
+        assert (target.patience, Bench(target, Random(1), make("good", good)).long_run) == (1.0, 300)
         assert target.details["vendor"] == "Example"
         assert target.details["device"] == "Device"
         target.reset()
@@ -231,6 +233,7 @@ def test_a_target_file_describes_the_bed(tmp_path: Path, capsys: pytest.CaptureF
         ("color = 'red'", "file: color is not known here"),
         ("patience = -1", "patience must be a number from 0 to 3600"),
         ("patience = true", "patience must be a number"),
+        ("long_run = 0", "long_run must be a whole number from 1 to 10000000"),
         ("details = 5", "details must be a table"),
         ("details.vendor = 5", "vendor must be a string"),
         ("deviation = 5", r"deviation must be written as \[\[deviation\]\]"),

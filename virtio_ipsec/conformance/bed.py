@@ -8,6 +8,7 @@
     capture = true        # frames that leave can be seen
     reset = true          # a device that hangs comes back when it is opened anew
     patience = 2.0        # seconds to wait for an answer
+    long_run = 20000      # packets of one SA in the run that looks for an IV twice
 
     [details]
     vendor = "Example"
@@ -38,7 +39,10 @@ from virtio_ipsec.tables import FILE, Table, document
 from virtio_ipsec.wire.dialect import Dialect
 
 _LONGEST_PATIENCE = 3600.0
-_FIELDS = frozenset({"device", "wire", "inject", "capture", "reset", "patience", "details", "deviation"})
+_FIELDS = frozenset(
+    {"device", "wire", "inject", "capture", "reset", "patience", "long_run", "details", "deviation"}
+)
+_LONGEST_RUN = 10_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,7 @@ class Bed:
     capture: bool = True
     reset: bool = True
     patience: float | None = None
+    long_run: int | None = None
     details: Mapping[str, str] = field(default_factory=dict)
     deviations: tuple[Deviation, ...] = ()
 
@@ -82,6 +87,7 @@ def parse(text: str) -> Bed:
         capture=top.boolean("capture", True),
         reset=top.boolean("reset", True),
         patience=top.number("patience", _LONGEST_PATIENCE),
+        long_run=top.integer("long_run", 1, _LONGEST_RUN) if "long_run" in top.values else None,
         details={name: details.text(name) for name in details.values} if details else {},
         deviations=tuple(
             _deviation(entry) for entry in top.tables("deviation", frozenset({"names", "reason"}))
@@ -114,6 +120,8 @@ class _Limited:
         self.has_wire = target.has_wire and bed.inject and bed.capture
         self.patience = target.patience if bed.patience is None else bed.patience
         self.details = {**target.details, **bed.details}
+        if bed.long_run is not None:
+            self.long_run = bed.long_run
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._target, name)

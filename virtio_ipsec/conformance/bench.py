@@ -35,6 +35,8 @@ T = TypeVar("T")
 
 #: Virtual functions that cases about members need.
 MEMBERS = 2
+#: Packets of a long run through one SA, where the target does not say how many.
+LONG_RUN = 20_000
 #: Items of a sweep in a thin run.
 THIN = 8
 #: Accepted by default when offered: enough for IPsec and flow filters, nothing that changes the packets.
@@ -82,6 +84,11 @@ class Bench:
         #: The device's IPsec capabilities once a case has read them: `sas.make` stays within them.
         self.sa_caps: Caps | None = None
         self._members: list[Bench] = []
+
+    @property
+    def long_run(self) -> int:
+        """Packets of one SA that a case about patterns in them sends."""
+        return int(getattr(self.target, "long_run", LONG_RUN))
 
     @property
     def owner(self) -> Owner:

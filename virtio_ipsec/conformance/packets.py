@@ -232,8 +232,7 @@ class PacketBench:
         try:
             bench.wait(done, "an injected plain frame is not delivered")
             if not any(rx.frame == self._sentinels[first] for rx in seen):
-                bench.trace.add("note", "a plain frame behind it was lost, and sent once more")
-                bench.remark("plain frames were lost on the way: what did not arrive may have been lost, too")
+                self.note_loss("a plain frame behind it")
             # Queues of real devices work side by side: those without the sentinel get a moment more.
             bench.target.poll(min(SETTLE, bench.target.patience))
             seen.extend(self.collect())
@@ -242,6 +241,11 @@ class PacketBench:
                 if rx.frame not in self._sentinels:
                     bench.trace.add("receive", f"queue {rx.queue}: {rx.header}", (rx.frame.hex()[:400],))
         return [rx for rx in seen if rx.frame not in self._sentinels]
+
+    def note_loss(self, what: str) -> None:
+        """A frame from the wire did not arrive, and was sent once more."""
+        self._bench.trace.add("note", f"{what} was lost, and sent once more")
+        self._bench.remark("plain frames were lost on the way: what did not arrive may have been lost, too")
 
     def collect(self) -> list[RxFrame]:
         """Frames completed on all receive queues since the last call. Raises Wedged for a chain of merged

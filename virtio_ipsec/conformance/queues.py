@@ -103,6 +103,18 @@ class Queues:
             self.kick(index)
         return buffer
 
+    def repeat(self, index: int, readable: Segment, count: int) -> None:
+        """Post ``count`` buffers that all are these bytes, which :meth:`keep` has put into memory, and kick."""
+        queue = self._queues[index]
+        for _ in range(count):
+            queue.add((readable,), (), Buffer(index, (), ()))
+        queue.publish()
+        self.kick(index)
+
+    def keep(self, data: bytes) -> Segment:
+        """Put bytes into memory that stay there until the device is reset."""
+        return self._place(data)
+
     def _place(self, data: bytes) -> Segment:
         address = self._target.allocator.alloc(len(data))
         self._taken[address] = len(data)

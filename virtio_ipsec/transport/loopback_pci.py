@@ -55,6 +55,8 @@ class PciLoopback(PciLink):
     name = "loopback-pci"
     has_wire = True
     patience = 2.0
+    #: Packets of the longest run of a case, for about half a second.
+    long_run = 6_000
 
     def __init__(self, embedded: EmbeddedFunction) -> None:
         self.embedded = embedded

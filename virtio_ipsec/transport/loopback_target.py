@@ -23,6 +23,11 @@ class LoopbackTarget(Loopback):
         self.dialect = device.config.dialect
 
     @property
+    def long_run(self) -> int:
+        """Packets of the longest run of a case, for about half a second."""
+        return 20_000 if self.device.fast is not None else 4_000
+
+    @property
     def details(self) -> Mapping[str, str]:
         """Which device model this is, and what moves its packets."""
         fast = self.device.fast

@@ -8,7 +8,7 @@ from virtio_ipsec.conformance import frames
 from virtio_ipsec.conformance.bench import Bench
 from virtio_ipsec.conformance.case import case
 from virtio_ipsec.conformance.control import switch
-from virtio_ipsec.conformance.packets import PEER_MAC
+from virtio_ipsec.conformance.packets import PEER_MAC, SENTINELS
 from virtio_ipsec.conformance.queues import Buffer
 from virtio_ipsec.conformance.verdict import Wedged
 from virtio_ipsec.errors import RingError
@@ -66,8 +66,11 @@ def ring_in_order(bench: Bench) -> None:
         for _ in range(BUFFERS):
             frame = frames.ethernet(frames.packet(bench.octets(40)), bench.packets.mac, PEER_MAC)
             bench.packets.inject(frame)
-        came, wrong = _used(bench, 0, BUFFERS)
-        bench.check("BAS-RSVD-09", came == posted, f"{form}: receive buffers are used in their order", wrong)
+        came, _ = _used(bench, 0, BUFFERS)
+        # A frame may be lost; the buffers of those that are not are the first ones.
+        seen = f"number {[posted.index(each) for each in came]} of those posted"
+        good = bool(came) and came == posted[: len(came)]
+        bench.check("BAS-RSVD-09", good, f"{form}: receive buffers are used in their order", seen)
 
 
 @case("rx-merged-at-once", "NET-RX-DEV-04", needs=("wire",))
@@ -85,6 +88,12 @@ def rx_merged_at_once(bench: Bench) -> None:
         frame = frames.ethernet(frames.packet(bench.octets(payload)), bench.packets.mac, PEER_MAC)
         bench.packets.inject(frame)
         came, wrong = _used(bench, 0, 1)
+        for _ in range(0 if came else SENTINELS - 1):
+            bench.packets.note_loss("it")
+            bench.packets.inject(frame)
+            came, wrong = _used(bench, 0, 1)
+            if came:
+                break
         count = bench.packets.codec.parse(came[0].content).num_buffers if came else 0
         together = not wrong and len(came) >= count > 1
         bench.require(
