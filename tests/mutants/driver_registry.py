@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
-from importlib import import_module
-from pathlib import Path
 from random import Random
 from typing import Any, TypeVar
+
+from registration import Registration
 
 from virtio_ipsec.conformance.monitor.report import judge_trace
 from virtio_ipsec.conformance.monitor.script import Hands, Script, perform, perform_over_pci
@@ -170,7 +170,7 @@ class DriverMutant:
         return f"{self.clause}-{self.name}"
 
 
-_registry: dict[str, DriverMutant] = {}
+_mutants: Registration[DriverMutant] = Registration("driver_mutants_")
 
 
 def driver_mutant(
@@ -184,13 +184,8 @@ def driver_mutant(
     """Register the decorated script as a mutant that breaks ``broken``, before a device with this face."""
 
     def register(script: Kind) -> Kind:
-        name = script.__name__
-        if name in _registry or not script.__doc__:
-            raise ValueError(f"mutant {name}: duplicate name or no docstring")
-        for cited in dependants:
-            clause(cited)
-        _registry[name] = DriverMutant(
-            name,
+        made = DriverMutant(
+            script.__name__,
             broken,
             script,
             frozenset(dependants),
@@ -198,6 +193,7 @@ def driver_mutant(
             FACES[face].without(*without),
             over_pci,
         )
+        _mutants.add(script, dependants, made)
         return script
 
     return register
@@ -205,9 +201,7 @@ def driver_mutant(
 
 def load_driver_mutants() -> tuple[DriverMutant, ...]:
     """All of them, by clause."""
-    for path in sorted(Path(__file__).parent.glob("driver_mutants_*.py")):
-        import_module(path.stem)
-    return tuple(sorted(_registry.values(), key=lambda each: (each.clause, each.name)))
+    return tuple(sorted(_mutants.load(), key=lambda each: (each.clause, each.name)))
 
 
 def blamed(report: Report) -> dict[str, str]:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from importlib import import_module
-from pathlib import Path
 from random import Random
 from typing import Any, TypeVar
+
+from registration import Registration
 
 from virtio_ipsec.conformance.case import Case, load_cases
 from virtio_ipsec.device.admin import AdminCommands
@@ -78,7 +78,7 @@ class Mutant:
         return self.name
 
 
-_registry: dict[str, Mutant] = {}
+_mutants: Registration[Mutant] = Registration("mutants_")
 
 
 def mutant(
@@ -91,13 +91,8 @@ def mutant(
     """
 
     def register(part: Part) -> Part:
-        name = part.__name__
-        if name in _registry or not part.__doc__:
-            raise ValueError(f"mutant {name}: duplicate name or no docstring")
-        for cited in dependants:
-            clause(cited)
-        _registry[name] = Mutant(
-            name,
+        made = Mutant(
+            part.__name__,
             broken,
             device_with(part),
             frozenset(dependants),
@@ -105,6 +100,7 @@ def mutant(
             tuple(config.items()),
             part if issubclass(part, LoopbackMember) else LoopbackMember,
         )
+        _mutants.add(part, dependants, made)
         return part
 
     return register
@@ -151,9 +147,7 @@ def mutant_free(dialect: str) -> Mutant:
 
 def load_mutants() -> tuple[Mutant, ...]:
     """All mutants, by name."""
-    for path in sorted(Path(__file__).parent.glob("mutants_*.py")):
-        import_module(path.stem)
-    return tuple(_registry[name] for name in sorted(_registry))
+    return _mutants.load()
 
 
 def cases_in(dialect: str) -> tuple[Case, ...]:

@@ -1,4 +1,8 @@
-"""A judge: code that looks at a trace for one clause, and says of each situation in it whether the clause holds."""
+"""A judge: code that looks at a trace for one clause, and says of each situation in it whether the clause holds.
+
+Judges have their own view of frames, headers and selectors, though our driver has one, too: who shares code with a
+driver does not see where that is wrong.
+"""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ class WatchedPort(ServedPort):
             self.recorder,
             index,
             memory,
-            cast(DeviceQueue, queue),
+            queue,
             features=features,
             is_admin=index == self.device.admin_queue_index,
             look_around=self.look,

@@ -310,61 +310,38 @@ def _written(chain: Chain, memory: GuestMemory, count: int) -> bytes:
     return b"".join(pieces)
 
 
-class WatchedSplit(SplitDeviceQueue):
-    """A split queue that tells its watch."""
+class Watched(DeviceQueue):
+    """Before a kind of queue among the bases of a class: a queue that tells its watch."""
 
     watch: Watch
 
+    # What `super()` finds is that kind of queue, which mypy cannot know.
+
     def pop(self) -> Chain | None:
-        return self.watch.pop(super().pop)
+        return self.watch.pop(super().pop)  # type: ignore[safe-super]
 
     def unpop(self, chain: Chain) -> None:
-        super().unpop(chain)
+        super().unpop(chain)  # type: ignore[safe-super]
         self.watch.unpop(chain)
 
     def push_many(self, used: Sequence[tuple[Chain, int]], *, batch: bool = False) -> None:
         self.watch.push(used)
-        super().push_many(used, batch=batch)
+        super().push_many(used, batch=batch)  # type: ignore[safe-super]
 
 
-class WatchedPacked(PackedDeviceQueue):
-    """A packed queue that tells its watch."""
-
-    watch: Watch
-
-    def pop(self) -> Chain | None:
-        return self.watch.pop(super().pop)
-
-    def unpop(self, chain: Chain) -> None:
-        super().unpop(chain)
-        self.watch.unpop(chain)
-
-    def push_many(self, used: Sequence[tuple[Chain, int]], *, batch: bool = False) -> None:
-        self.watch.push(used)
-        super().push_many(used, batch=batch)
+class WatchedSplit(Watched, SplitDeviceQueue):
+    """A split queue."""
 
 
-class WatchedFast(FastDeviceQueue):
-    """A queue of csrc/ that tells its watch."""
-
-    watch: Watch
-
-    def pop(self) -> Chain | None:
-        return self.watch.pop(super().pop)
-
-    def unpop(self, chain: Chain) -> None:
-        super().unpop(chain)
-        self.watch.unpop(chain)
-
-    def push_many(self, used: Sequence[tuple[Chain, int]], *, batch: bool = False) -> None:
-        self.watch.push(used)
-        super().push_many(used, batch=batch)
+class WatchedPacked(Watched, PackedDeviceQueue):
+    """A packed queue."""
 
 
-Watched = WatchedSplit | WatchedPacked | WatchedFast
+class WatchedFast(Watched, FastDeviceQueue):
+    """A queue of csrc/."""
 
 
-def watched(memory: GuestMemory, layout: QueueLayout, features: int) -> WatchedSplit | WatchedPacked:
+def watched(memory: GuestMemory, layout: QueueLayout, features: int) -> Watched:
     """A queue in Python whose watch is still to come. Raises LayoutError."""
     kind = WatchedPacked if has(features, Feature.F_RING_PACKED) else WatchedSplit
     return kind(memory, layout, features)

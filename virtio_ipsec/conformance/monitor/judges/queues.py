@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 from virtio_ipsec.conformance.monitor.judge import Finding, judge
 from virtio_ipsec.conformance.monitor.life import Run
@@ -16,6 +17,8 @@ from virtio_ipsec.transport.monitor.events import (
     QueueReset,
     Withdrawn,
 )
+
+Wrong = TypeVar("Wrong", Altered, Withdrawn)
 
 #: A buffer needs descriptors for its header, data and answer, and one more for each page.
 _PAGE = 4096
@@ -47,28 +50,36 @@ def few_descriptors(run: Run) -> Iterator[Finding]:
         yield Finding(len(elements) <= most, f"at most {most}", f"{len(elements)} descriptors", at)
 
 
+def _none_of(run: Run, kind: type[Wrong], expected: str, seen: Callable[[Wrong], str]) -> Iterator[Finding]:
+    """In a life in which buffers were made available there is no event of this kind."""
+    for life in run.lives:
+        wrong = list(life.of(kind))
+        for at, event in wrong:
+            yield Finding(False, expected, seen(event), at)
+        if not wrong and (first := next(life.of(Exposed), None)) is not None:
+            yield Finding(True, expected, expected, first[0])
+
+
 @judge("BAS-INIT-10", when="a buffer was made available")
 def left_alone(run: Run) -> Iterator[Finding]:
     """The descriptors of a buffer do not change until the device has used it, as far as it was looked at."""
-    for life in run.lives:
-        altered = list(life.of(Altered))
-        for at, event in altered:
-            seen = f"{len(event.before)} descriptors before, {len(event.after)} after, not the same"
-            yield Finding(False, "the same descriptors", seen, at)
-        if not altered and (first := next(life.of(Exposed), None)) is not None:
-            yield Finding(True, "the same descriptors", "the same", first[0])
+    yield from _none_of(
+        run,
+        Altered,
+        "the same descriptors",
+        lambda event: f"{len(event.before)} descriptors before, {len(event.after)} after, not the same",
+    )
 
 
 @judge("BAS-INIT-11", when="a buffer was made available")
 def not_taken_back(run: Run) -> Iterator[Finding]:
     """Buffers that were made available stay so until they are used or the device, or their queue, is reset."""
-    for life in run.lives:
-        gone = list(life.of(Withdrawn))
-        for at, event in gone:
-            seen = f"queue {event.index}: available up to {event.seen}, then {event.now}"
-            yield Finding(False, "the buffers still available", seen, at)
-        if not gone and (first := next(life.of(Exposed), None)) is not None:
-            yield Finding(True, "the buffers still available", "they are", first[0])
+    yield from _none_of(
+        run,
+        Withdrawn,
+        "the buffers still available",
+        lambda event: f"queue {event.index}: available up to {event.seen}, then {event.now}",
+    )
 
 
 @judge("BAS-RESET-09", when="a queue was reset")
