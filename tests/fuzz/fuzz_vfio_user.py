@@ -28,12 +28,11 @@ sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "transport", "v
 import served
 import vfio_client as say
 from functions import BASE, PLAIN
+from guest_rings import IMAGE, MEMORY, QUEUES, filled_rings, layout_rings, ring_features
 from served import Bench, Guest
 from test_backend import exchange
 from vfio_client import RemoteHost
 
-from virtio_ipsec.ring.chain import Segment
-from virtio_ipsec.ring.memory import Allocator
 from virtio_ipsec.transport.bounce import BouncePort
 from virtio_ipsec.transport.virtio_pci.tables import (
     MSIX_ENABLE,
@@ -49,10 +48,6 @@ from virtio_ipsec.wire.numbers import Feature, mask
 
 #: How often an input is followed by a look at everything.
 EVERY = 32
-IMAGE = 2048
-ENTRIES = 8
-QUEUES = (0, 1, 2)
-MEMORY = 1 << 20
 LIFELIKE = PLAIN | mask(Feature.NET_F_CTRL_VQ, Feature.F_INDIRECT_DESC, Feature.NET_F_CSUM, Feature.F_ADMIN_VQ)
 
 
@@ -327,40 +322,10 @@ def talk(data: bytes) -> None:
 # Ring memory: the first bytes of the guest's memory, and how it and its mappings go on changing.
 
 
-def ring_features(choice: int) -> int:
-    features = LIFELIKE
-    for bit, feature in enumerate((Feature.F_RING_PACKED, Feature.F_IN_ORDER, Feature.F_EVENT_IDX)):
-        features = features ^ mask(feature) if choice >> bit & 1 else features
-    return features
-
-
-def layout_rings(guest: Guest) -> None:
-    guest.allocator = Allocator(BASE, IMAGE)
-    for index in QUEUES:
-        guest.queue(index, ENTRIES)
-    guest.allocator = Allocator(BASE + 65536, 1 << 19)
-
-
 def rings(rng: random.Random) -> bytes:
     """Features, moves, and memory in which a sound driver has set up a receive, a transmit and a control queue."""
     choice = rng.randrange(32)
-    guest = Guest(ring_features(choice), MEMORY)
-    layout_rings(guest)
-    space = Allocator(BASE + 65536, 1 << 19)
-    for index in QUEUES:
-        for _ in range(rng.randrange(1, 5)):
-            size = rng.choice((1, 12, 60, 100, 2000))
-            segment = Segment(space.alloc(size), size)
-            guest.memory.write(segment.addr, rng.randbytes(min(size, 30)))
-            if index == 0:
-                guest.drivers[index].add((), [segment], segment)
-            elif index == 1:
-                guest.drivers[index].add([segment], (), segment)
-            else:
-                guest.drivers[index].add([segment], [Segment(space.alloc(8), 8)], segment)
-        guest.drivers[index].publish()
-    image = guest.memory.read(BASE, IMAGE)
-    guest.close()
+    image = filled_rings(rng, ring_features(LIFELIKE, choice))
     return bytes((choice,)) + rng.randbytes(12) + image
 
 
@@ -373,7 +338,7 @@ def work(data: bytes) -> None:
     os.ftruncate(here.guest.fd, MEMORY)
     os.pwrite(here.guest.fd, image, 0)
     voice = Voice()
-    voice.say(b"".join(attach(ring_features(choice), shares=bool(choice & 0x18))))
+    voice.say(b"".join(attach(ring_features(LIFELIKE, choice), shares=bool(choice & 0x18))))
     for move in moves:
         voice.say(notify(move % 4, move.to_bytes(2 + (move & 2), "little")))
         if move & 0x10:

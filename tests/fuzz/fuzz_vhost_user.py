@@ -26,12 +26,11 @@ from harness import Target, fuzz
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "transport"))
 
 import front_end as say
+from guest_rings import IMAGE, MEMORY, QUEUES, filled_rings, layout_rings, ring_features
 from served import BASE, PLAIN, Bench, Guest, shared
 from test_backend import dpdk, exchange
 
 from virtio_ipsec.errors import RingError
-from virtio_ipsec.ring.chain import Segment
-from virtio_ipsec.ring.memory import Allocator
 from virtio_ipsec.transport.rings import QueuePlace
 from virtio_ipsec.transport.vhost_user.backend import Backend
 from virtio_ipsec.wire.numbers import Feature, Status, mask
@@ -39,8 +38,6 @@ from virtio_ipsec.wire.numbers import Feature, Status, mask
 REQUESTS = (*range(45), 0x49500001, 0x49500002)
 #: How often an input is followed by a look at everything.
 EVERY = 64
-IMAGE = 2048
-ENTRIES = 8
 LIFELIKE = PLAIN | mask(Feature.NET_F_CTRL_VQ, Feature.F_INDIRECT_DESC, Feature.NET_F_CSUM)
 BINDING = mask(Feature.F_ADMIN_VQ, Feature.NET_F_IPSEC)
 
@@ -197,39 +194,8 @@ def talk(data: bytes) -> None:
 def rings(rng: random.Random) -> bytes:
     """Features, moves, and memory in which a sound driver has set up a transmit, a receive and a control queue."""
     choice = rng.randrange(8)
-    guest = Guest(ring_features(choice), 1 << 20)
-    layout_rings(guest)
-    space = Allocator(BASE + 65536, 1 << 19)
-    for index in (0, 1, 2):
-        for _ in range(rng.randrange(1, 5)):
-            size = rng.choice((1, 12, 60, 100, 2000))
-            segment = Segment(space.alloc(size), size)
-            data = rng.randbytes(min(size, 30))
-            guest.memory.write(segment.addr, data[:size])
-            if index == 0:
-                guest.drivers[index].add((), [segment], segment)
-            elif index == 1:
-                guest.drivers[index].add([segment], (), segment)
-            else:
-                guest.drivers[index].add([segment], [Segment(space.alloc(8), 8)], segment)
-        guest.drivers[index].publish()
-    image = guest.memory.read(BASE, IMAGE)
-    guest.close()
+    image = filled_rings(rng, ring_features(LIFELIKE, choice))
     return bytes((choice,)) + rng.randbytes(12) + image
-
-
-def ring_features(choice: int) -> int:
-    features = LIFELIKE
-    for bit, feature in enumerate((Feature.F_RING_PACKED, Feature.F_IN_ORDER, Feature.F_EVENT_IDX)):
-        features = features ^ mask(feature) if choice >> bit & 1 else features
-    return features
-
-
-def layout_rings(guest: Guest) -> None:
-    guest.allocator = Allocator(BASE, IMAGE)
-    for index in (0, 1, 2):
-        guest.queue(index, ENTRIES)
-    guest.allocator = Allocator(BASE + 65536, 1 << 19)
 
 
 def work(data: bytes) -> None:
@@ -238,7 +204,7 @@ def work(data: bytes) -> None:
     bench = here.victim
     data = data.ljust(13, b"\0")
     choice, moves, image = data[0], data[1:13], data[13 : 13 + IMAGE]
-    guest = Guest(ring_features(choice), 1 << 20)
+    guest = Guest(ring_features(LIFELIKE, choice), MEMORY)
     layout_rings(guest)
     guest.memory.write(BASE, image)
     bench.guest = guest
@@ -251,7 +217,7 @@ def work(data: bytes) -> None:
         device.write_driver_features(guest.features)
         device.status |= Status.FEATURES_OK
         device.status |= Status.DRIVER_OK
-    for index in (0, 1, 2):
+    for index in QUEUES:
         port.set_kick(index, os.dup(guest.kicks[index]))
         port.set_call(index, os.dup(guest.calls[index]))
         port.set_enabled(index, True)
@@ -272,7 +238,7 @@ def work(data: bytes) -> None:
     time.sleep(0.0005)
     port.loop.turn(0)
     if moves[3] & 1:
-        for index in (0, 1, 2):
+        for index in QUEUES:
             if port.started(index):
                 port.stop_queue(index)
     port.disconnect()

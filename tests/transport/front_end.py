@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
-from served import BASE, Bench, Guest
+from served import BASE, Bench, Guest, has_ended
 
 GET_FEATURES, SET_FEATURES, SET_OWNER, SET_MEM_TABLE, SET_LOG_BASE = 1, 2, 3, 5, 6
 NUM, ADDR, BASE_OF, GET_BASE, KICK, CALL, ERR = 8, 9, 10, 11, 12, 13, 14
@@ -100,16 +100,7 @@ class FrontEnd:
 
     def is_closed(self) -> bool:
         """Whether the back-end closes the connection; whatever it still says is not looked at."""
-
-        def ended() -> bool:
-            try:
-                return not self.sock.recv(4096)
-            except BlockingIOError:
-                return False
-            except ConnectionResetError:
-                return True
-
-        self.bench.until(ended)
+        self.bench.until(lambda: has_ended(self.sock))
         return True
 
     # What front-ends say in one go

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import select
+import socket
 import threading
 import time
 from collections import deque
@@ -91,6 +92,16 @@ def until(
         if loop is not None:
             loop()
         time.sleep(0.0002)
+
+
+def has_ended(sock: socket.socket) -> bool:
+    """Whether the other side has closed a connection; what it said before is not looked at."""
+    try:
+        return not sock.recv(4096)
+    except BlockingIOError:
+        return False
+    except ConnectionResetError:
+        return True
 
 
 def shared(fd: int, size: int = SIZE, base: int = BASE) -> GuestMemory:

@@ -11,7 +11,7 @@ from typing import Any
 
 import front_end
 from functions import BASE, Host
-from served import Bench
+from served import Bench, has_ended
 
 from virtio_ipsec.transport.vfio_user.server import VfioUserServer
 
@@ -103,16 +103,7 @@ class Client:
 
     def is_closed(self) -> bool:
         """Whether the server closes the connection; whatever it still says is not looked at."""
-
-        def ended() -> bool:
-            try:
-                return not self.sock.recv(4096)
-            except BlockingIOError:
-                return False
-            except ConnectionResetError:
-                return True
-
-        self.bench.until(ended)
+        self.bench.until(lambda: has_ended(self.sock))
         return True
 
     # What clients say.

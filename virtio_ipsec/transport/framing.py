@@ -13,7 +13,7 @@ import select
 import socket
 import stat
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from time import monotonic, sleep
 from typing import ClassVar, Generic, TypeVar
@@ -148,6 +148,14 @@ class FramedSocket(ABC, Generic[M]):
             self._drop()
             raise
 
+    def messages(self, most: int) -> Iterator[M]:
+        """The messages that are here, ``most`` of them at most; raises as :meth:`poll`."""
+        for _ in range(most):
+            message = self.poll()
+            if message is None:
+                return
+            yield message
+
     def _fill(self, buffer: bytearray, size: int) -> bool:
         while len(buffer) < size:
             data = self._read(size - len(buffer))
@@ -200,7 +208,18 @@ class FramedSocket(ABC, Generic[M]):
         """Errors of a socket whose peer is gone; anything else names itself."""
         if error.errno in (errno.EPIPE, errno.ECONNRESET, errno.EBADF):
             return PeerClosed("the peer closed the connection")
-        return TransportError(f"{self.protocol} socket: {os.strerror(error.errno or 0)}")
+        return TransportError(f"{self.protocol} socket: {error.strerror or error}")
+
+
+def await_readable(fds: Iterable[int], until: float, what: str) -> None:
+    """Until one of them is. PeerStalled: ``what`` has not happened when the monotonic clock shows ``until``."""
+    left = until - monotonic()
+    if left <= 0:
+        raise PeerStalled(what)
+    poller = select.poll()
+    for fd in fds:
+        poller.register(fd, select.POLLIN)
+    poller.poll(left * 1000)
 
 
 def dial(path: str, timeout: float) -> socket.socket:

@@ -10,7 +10,6 @@ from virtio_ipsec.device.config import DeviceConfig
 from virtio_ipsec.device.device import Device
 from virtio_ipsec.device.fast import fast_path
 from virtio_ipsec.device.members import SriovGroup
-from virtio_ipsec.errors import TransportError
 from virtio_ipsec.transport.port import ServedPort
 from virtio_ipsec.transport.targets import engine_and_members
 from virtio_ipsec.transport.uplinks.crossed import crossed
@@ -18,7 +17,7 @@ from virtio_ipsec.transport.virtio_pci.direct import DirectAccess
 from virtio_ipsec.transport.virtio_pci.function import PciFunction
 from virtio_ipsec.transport.virtio_pci.link import Options, PciLink
 from virtio_ipsec.transport.virtio_pci.member import VirtualFunction
-from virtio_ipsec.transport.virtio_pci.owner import VirtualFunctions
+from virtio_ipsec.transport.virtio_pci.owning import OwnerLink
 from virtio_ipsec.wire.dialect import Dialect
 
 #: Bytes of memory: room for all rings and for receive buffers of 64 KiB on every queue.
@@ -102,59 +101,20 @@ class _Member(PciLoopback):
         self.captured()
 
 
-class PciLoopbackOwner(PciLoopback):
-    """One with virtual functions around ``devices`` (:class:`~virtio_ipsec.conformance.target.Owner`)."""
+class PciLoopbackOwner(OwnerLink[PciLoopback], PciLoopback):
+    """One with virtual functions around ``devices``."""
 
     def __init__(self, device: Device, devices: Sequence[Device]) -> None:
-        self._functions = [EmbeddedFunction(each, virtual=True) for each in devices]
-        self._members: dict[int, _Member] = {}
-        group = SriovGroup([VirtualFunction(each.function) for each in self._functions], stoppable=True)
+        self._embedded = [EmbeddedFunction(each, virtual=True) for each in devices]
+        group = SriovGroup([VirtualFunction(each.function) for each in self._embedded], stoppable=True)
         super().__init__(EmbeddedFunction(device, members=group))
 
-    def reset(self) -> None:
-        """Reset the device; all virtual functions vanish and appear anew."""
-        super().reset()
-        self.enable_vfs(None)
-        self.enable_vfs(self.total_vfs)
-
-    @property
-    def _switch(self) -> VirtualFunctions:
-        if self.virtual_functions is None:
-            raise TransportError(f"{self.name} has no virtual functions")
-        return self.virtual_functions
-
-    @property
-    def total_vfs(self) -> int:
-        """How many virtual functions there can be."""
-        return self._switch.total
-
-    def enable_vfs(self, num_vfs: int | None) -> None:
-        """Set VF Enable with this NumVFs where it is clear, or clear it."""
-        if num_vfs is None:
-            self._let_go()
-            self._switch.disable()
-        else:
-            self._switch.enable(num_vfs)
-
-    def member(self, number: int) -> PciLoopback:
-        """Virtual function ``number`` from its driver's side; TransportError while it is not there."""
-        if number not in self._members:
-            self._members[number] = _Member(self._functions[number - 1])
-        return self._members[number]
-
-    def close(self) -> None:
-        """Release them, then the owner."""
-        self._let_go()
-        super().close()
-
-    def _let_go(self) -> None:
-        for member in self._members.values():
-            member.close()
-        self._members.clear()
+    def _reach(self, number: int) -> PciLoopback:
+        return _Member(self._embedded[number - 1])
 
     def _release(self) -> None:
         super()._release()
-        for each in self._functions:
+        for each in self._embedded:
             each.close()
 
 

@@ -27,13 +27,15 @@ _RETRY = 200_000_000
 _PENALTY = 100_000_000
 #: How long the peer may leave an answer unread, in seconds.
 PATIENCE = 1.0
+#: Messages that are obeyed before others have their turn.
+BURST = 16
 
 
 class Conversation(Protocol):
     """With one peer, from connection to its end."""
 
-    def work(self) -> bool:
-        """Obey some of the messages that have come; False when there are none left. TransportError: the end."""
+    def work(self) -> None:
+        """Obey some of the messages that have come. TransportError: the end."""
 
     def close(self) -> None:
         """The end."""

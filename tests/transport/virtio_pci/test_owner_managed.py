@@ -82,7 +82,7 @@ def test_the_owner_makes_lists_and_destroys_what_a_members_packets_use() -> None
         assert left(vfs[0]) == []
         assert listed(1) == []
         assert command(Opcode.RESOURCE_OBJ_CREATE, create, 1) == AdminStatus.OK
-        device = target._functions[0].port.device
+        device = target._embedded[0].port.device
         (sa,) = device.context.outbound.values()
         target.enable_vfs(None)
         assert not device.context.outbound

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import select
 import socket
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -13,7 +12,7 @@ from typing import Any
 
 from virtio_ipsec.errors import MemoryAccessError
 from virtio_ipsec.ring.memory import GuestMemory
-from virtio_ipsec.transport.framing import PeerStalled, close_all
+from virtio_ipsec.transport.framing import await_readable, close_all
 from virtio_ipsec.transport.payload import MessageError
 from virtio_ipsec.transport.vfio_user.capabilities import MAJOR, Capabilities, Version
 from virtio_ipsec.transport.vfio_user.connection import Connection, Message, command, error_reply, reply
@@ -106,10 +105,11 @@ class ClientChannel:
         """The next answer, which has to be that of the last command; the server may want memory before it answers."""
         limit = monotonic() + self._patience
         while True:
-            self._serve_twin()
+            if self._twin is not None:
+                self._serve(self._twin)
             message = self._connection.poll()
             if message is None:
-                self._wait(limit, number)
+                await_readable(self.filenos(), limit, f"the server does not answer {number.name}")
             elif not message.is_reply:
                 self._handle(message, self._connection)
             elif (message.number, message.command) == (self._number, number):
@@ -118,30 +118,18 @@ class ClientChannel:
                 message.close()
                 raise MessageError(f"{name_of(message.command)} in answer to {number.name}")
 
-    def _wait(self, limit: float, number: Command) -> None:
-        left = limit - monotonic()
-        if left <= 0:
-            raise PeerStalled(f"the server does not answer {number.name}")
-        poller = select.poll()
-        for fd in self.filenos():
-            poller.register(fd, select.POLLIN)
-        poller.poll(left * 1000)
-
     def serve(self) -> None:
         """Handle what the server has asked, without waiting. PeerClosed when it has gone."""
-        self._serve_twin()
-        while (message := self._connection.poll()) is not None:
-            if message.is_reply:
-                message.close()
-                raise MessageError(f"an answer to no command: {name_of(message.command)}")
-            self._handle(message, self._connection)
+        for connection in (self._twin, self._connection):
+            if connection is not None:
+                self._serve(connection)
 
-    def _serve_twin(self) -> None:
-        while self._twin is not None and (message := self._twin.poll()) is not None:
+    def _serve(self, connection: Connection) -> None:
+        while (message := connection.poll()) is not None:
             if message.is_reply:
                 message.close()
                 raise MessageError(f"an answer to no command: {name_of(message.command)}")
-            self._handle(message, self._twin)
+            self._handle(message, connection)
 
     def _handle(self, message: Message, connection: Connection) -> None:
         """One command of the server: it reads or writes the memory that it was given."""

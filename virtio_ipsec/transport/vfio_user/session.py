@@ -19,7 +19,7 @@ from virtio_ipsec.transport.bounce import BouncePort
 from virtio_ipsec.transport.framing import close_all
 from virtio_ipsec.transport.mapping import memory_of
 from virtio_ipsec.transport.payload import MessageError
-from virtio_ipsec.transport.serving import PATIENCE
+from virtio_ipsec.transport.serving import BURST, PATIENCE
 from virtio_ipsec.transport.vfio_user import capabilities
 from virtio_ipsec.transport.vfio_user.capabilities import Capabilities, Version
 from virtio_ipsec.transport.vfio_user.connection import Connection, Message, error_reply, reply
@@ -92,19 +92,12 @@ class Session:
 
     # The connection.
 
-    def work(self, most: int = 16) -> bool:
-        """Obey the messages that have come, ``most`` of them; False when there are none left.
-
-        Raises TransportError when the connection is of no more use.
-        """
+    def work(self) -> None:
+        """Obey messages that have come. TransportError when the connection is of no more use."""
         if self._twin_error is not None:
             raise self._twin_error
-        for _ in range(most):
-            message = self._connection.poll()
-            if message is None:
-                return False
+        for message in self._connection.messages(BURST):
             self.obey(message)
-        return True
 
     def obey(self, message: Message) -> None:
         """One message. TransportError when it ends the connection."""

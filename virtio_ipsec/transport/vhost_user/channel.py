@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import select
 import socket
 from collections.abc import Iterable, Mapping
 from time import monotonic
 from typing import Any
 
 from virtio_ipsec.errors import TransportError
-from virtio_ipsec.transport.framing import PeerClosed, PeerStalled, close_all
+from virtio_ipsec.transport.framing import PeerClosed, await_readable, close_all
 from virtio_ipsec.transport.payload import MessageError
 from virtio_ipsec.transport.vhost_user.binding import GET_DEVICE, SET_DRIVER_FEATURES, WITH_BINDING
 from virtio_ipsec.transport.vhost_user.connection import Connection, Message, reply, request
@@ -139,13 +138,7 @@ class Channel:
             message = self._connection.poll()
             if message is not None:
                 break
-            left = limit - monotonic()
-            if left <= 0:
-                raise PeerStalled(f"the back-end does not answer {self._name(number)}")
-            poller = select.poll()
-            for fd in self.filenos():
-                poller.register(fd, select.POLLIN)
-            poller.poll(left * 1000)
+            await_readable(self.filenos(), limit, f"the back-end does not answer {self._name(number)}")
         if message.request != number or not message.is_reply:
             message.close()
             raise MessageError(f"{self._name(message.request)} in answer to {self._name(number)}")

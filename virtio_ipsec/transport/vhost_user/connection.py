@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 from virtio_ipsec.errors import TransportError
 from virtio_ipsec.transport.framing import FramedSocket, close_all
+from virtio_ipsec.transport.local_socket import Listener
 from virtio_ipsec.transport.payload import MessageError
 from virtio_ipsec.transport.vhost_user.messages import MAX_FDS, Flag
 
@@ -83,17 +82,11 @@ class Connection(FramedSocket[Message]):
 
 def await_caller(path: str, timeout: float) -> socket.socket:
     """Listen at ``path`` until a back-end in client mode connects."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-        try:
-            listener.bind(path)
-        except OSError as error:
-            raise TransportError(f"{path}: {os.strerror(error.errno or 0)}") from None
-        try:
-            os.chmod(path, 0o600)
-            listener.listen(1)
-            listener.settimeout(timeout)
-            return listener.accept()[0]
-        except TimeoutError:
-            raise TransportError(f"{path}: no back-end connects") from None
-        finally:
-            Path(path).unlink(missing_ok=True)
+    listener = Listener(path)
+    try:
+        listener.socket.settimeout(timeout)
+        return listener.socket.accept()[0]
+    except TimeoutError:
+        raise TransportError(f"{path}: no back-end connects") from None
+    finally:
+        listener.close()

@@ -20,6 +20,7 @@ from virtio_ipsec.transport.framing import close_all
 from virtio_ipsec.transport.mapping import Unusable, map_shared
 from virtio_ipsec.transport.payload import MessageError
 from virtio_ipsec.transport.port import ServedPort
+from virtio_ipsec.transport.serving import BURST
 from virtio_ipsec.transport.vhost_user import binding, features
 from virtio_ipsec.transport.vhost_user.connection import Connection, Message, reply, request
 from virtio_ipsec.transport.vhost_user.messages import (
@@ -68,17 +69,10 @@ class Session:
 
     # The connection.
 
-    def work(self, most: int = 16) -> bool:
-        """Obey the messages that have come, ``most`` of them; False when there are none left.
-
-        Raises TransportError when the connection is of no more use.
-        """
-        for _ in range(most):
-            message = self._connection.poll()
-            if message is None:
-                return False
+    def work(self) -> None:
+        """Obey messages that have come. TransportError when the connection is of no more use."""
+        for message in self._connection.messages(BURST):
             self.obey(message)
-        return True
 
     def obey(self, message: Message) -> None:
         """One message. TransportError when it ends the connection."""

@@ -11,7 +11,8 @@ from virtio_ipsec.transport.vfio.function import VfioFunction
 from virtio_ipsec.transport.vfio_user.client import VfioUserFunction
 from virtio_ipsec.transport.virtio_pci.access import FunctionAccess
 from virtio_ipsec.transport.virtio_pci.link import Options, PciLink
-from virtio_ipsec.transport.virtio_pci.owner import VirtualFunctions, find_sriov
+from virtio_ipsec.transport.virtio_pci.owner import find_sriov
+from virtio_ipsec.transport.virtio_pci.owning import OwnerLink
 from virtio_ipsec.transport.wire import Wired
 from virtio_ipsec.wire.dialect import Dialect
 
@@ -60,59 +61,17 @@ class PciTarget(PciLink):
         return []
 
 
-class PciOwner(PciTarget):
-    """One whose virtual functions can be reached, each by ``reach`` with its number
-    (:class:`~virtio_ipsec.conformance.target.Owner`)."""
+class PciOwner(OwnerLink[PciTarget], PciTarget):
+    """One whose virtual functions can be reached, each by ``reach`` with its number."""
 
     def __init__(
         self, access: FunctionAccess, dialect: Dialect, reach: Callable[[int], FunctionAccess]
     ) -> None:
         super().__init__(access, dialect)
-        self._reach = reach
-        self._members: dict[int, PciTarget] = {}
+        self._access_of = reach
 
-    def reset(self) -> None:
-        """Reset the device; all virtual functions vanish and appear anew."""
-        super().reset()
-        self.enable_vfs(None)
-        self.enable_vfs(self.total_vfs)
-
-    @property
-    def _functions(self) -> VirtualFunctions:
-        if self.virtual_functions is None:
-            raise TransportError(f"{self.name} has no virtual functions")
-        return self.virtual_functions
-
-    @property
-    def total_vfs(self) -> int:
-        """How many virtual functions there can be."""
-        return self._functions.total
-
-    def enable_vfs(self, num_vfs: int | None) -> None:
-        """Set VF Enable with this NumVFs where it is clear, or clear it."""
-        if num_vfs is None:
-            self._let_go()
-            self._functions.disable()
-        else:
-            self._functions.enable(num_vfs)
-
-    def member(self, number: int) -> PciTarget:
-        """Virtual function ``number`` from its driver's side; TransportError while it is not there."""
-        if not 1 <= number <= self._functions.enabled:
-            raise TransportError(f"virtual function {number} of {self.name} is not there")
-        if number not in self._members:
-            self._members[number] = PciTarget(self._reach(number), self.dialect)
-        return self._members[number]
-
-    def close(self) -> None:
-        """Release them, then the owner."""
-        self._let_go()
-        super().close()
-
-    def _let_go(self) -> None:
-        for member in self._members.values():
-            member.close()
-        self._members.clear()
+    def _reach(self, number: int) -> PciTarget:
+        return PciTarget(self._access_of(number), self.dialect)
 
 
 def vfio_user(argument: str, dialect: Dialect) -> Any:
