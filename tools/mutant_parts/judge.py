@@ -108,7 +108,7 @@ class Judge:
             return sweep(bench, every)
 
         for case in select(dialect.name):
-            if ("members" in case.needs) is not (device is OWNER):
+            if device not in devices_for(case):
                 continue
             lines.clear()
             Bench.sweep = noted  # type: ignore[method-assign]
@@ -135,6 +135,8 @@ class Judge:
             file = str(path_of(fault.module))
             for line in fault.lines:
                 found.update(self._cases.get((file, line), ()))
+            if not found:  # what only every item of a long sweep comes to
+                found = {entry for entry in self._by_file[file] if entry[3] in self._sweeping}
         else:  # a table: who runs anything of the module, or of those that import from it
             for module in users(fault.module):
                 found |= self._by_file[str(path_of(module))]
@@ -209,6 +211,13 @@ def _first_notice(
         if result.verdict not in USUAL:
             return name, result.verdict.value
     return "", ""
+
+
+def devices_for(case: Case) -> tuple[str, ...]:
+    """What a case is run on: those about groups on a device that has members as well."""
+    if "members" in case.needs:
+        return (OWNER,)
+    return (PLAIN, OWNER) if any(cited.startswith("ADM-") for cited in case.clauses) else (PLAIN,)
 
 
 def new_target(dialect: Dialect, device: str = PLAIN) -> Target:

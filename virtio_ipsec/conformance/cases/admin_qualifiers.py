@@ -30,7 +30,7 @@ from virtio_ipsec.conformance.flows import (
 from virtio_ipsec.conformance.sas import TYPES, enable, install, make
 from virtio_ipsec.errors import AdminQualifier, AdminStatus
 from virtio_ipsec.wire.admin import id_bitmap_build
-from virtio_ipsec.wire.flow_filter import FfRule
+from virtio_ipsec.wire.flow_filter import FfRule, FfSelectorCap
 from virtio_ipsec.wire.numbers import CapId, Direction, FfAction, Opcode, SelectorType
 
 #: They blame what every command of these cases has right.
@@ -123,6 +123,24 @@ def qualifier_of_rules(bench: Bench) -> None:
     _judge(bench, _objects(bench, Flows(bench, last_rule_priority=last)))
 
 
+def _left_out(bench: Bench, eth: Match, ip: Match) -> Iterator[tuple[str, Reply]]:
+    """Classifiers beyond what a driver that has accepted no bit of one selector type has accepted."""
+    bench.start()
+    bench.admin.use_everything()
+    flows = Flows(bench)
+    codec = bench.dialect.capabilities[CapId.NET_FF_SELECTOR_CAP]
+    some = [selector for selector in flows.selectors.selectors if selector.type == eth.type]
+    none = FfSelectorCap(tuple(replace(one, mask=bytes(len(one.mask))) for one in some))
+    if some and bench.admin.cap_set(CapId.NET_FF_SELECTOR_CAP, codec.build(none)).ok:
+        yield "a mask that the driver left out", flows.put_classifier(0, eth)
+        yield "a selector that the driver left out", flows.put_classifier(1, without_bits(eth), ip)
+
+
+def without_bits(match: Match) -> Match:
+    """The same selector, with no bit of it."""
+    return Match(match.type, bytes(len(match.mask)), bytes(len(match.key)))
+
+
 def _objects(bench: Bench, flows: Flows) -> Iterator[tuple[str, Reply]]:
     demand(flows.put_group(0, 5))
     yield "a priority that is taken", flows.put_group(1, 5)
@@ -176,6 +194,7 @@ def _objects(bench: Bench, flows: Flows) -> Iterator[tuple[str, Reply]]:
         yield "the same rule", flows.put_rule(0, good)
     for id in (CapId.NET_FF_RESOURCE_CAP, CapId.NET_FF_SELECTOR_CAP, CapId.NET_FF_ACTION_CAP):
         yield f"{id.name} in use", bench.admin.cap_set(id, bytes(24))
+    yield from _left_out(bench, eth, ip)
     bench.start()
     bench.admin.use_everything()
     for id in (CapId.NET_FF_RESOURCE_CAP, CapId.NET_FF_SELECTOR_CAP, CapId.NET_FF_ACTION_CAP):

@@ -197,7 +197,7 @@ def rx_hash_ipv6_extensions(bench: Bench) -> None:
     if not supported & sum(EX):
         raise Unsupported("the device supports no hash type for extension headers")
     samples = [sample for protocol in (TCP, UDP, OTHER) for sample in _with_headers(bench, protocol)]
-    sets = (sum(EX), sum(EX[:1]), sum(EX[1:]), sum(V6), sum((*V6, *EX)), sum((*V6, EX[0])))
+    sets = (sum(EX), sum(EX[:1]), sum(EX[1:]), sum(V6), sum((*V4, *V6, *EX)), sum((*V6, EX[0])), sum(V4))
     masks = list(dict.fromkeys(each & supported for each in sets))
     _judge(bench, "INF-48", masks, samples, bench.octets(KEY_OCTETS))
 
