@@ -246,12 +246,15 @@ def _tags(bench: Bench, ids: Iterable[int]) -> dict[int, bool]:
 def rx_vlan_unfiltered(bench: Bench) -> None:
     """Without the VLAN feature frames with any tag are delivered.
 
-    Tags of several ids, the largest among them, with and without priority bits.
+    Tags of several ids, the largest among them, with and without priority bits; with a control queue and without.
     """
-    bench.start(without=(Feature.NET_F_CTRL_VLAN,))
-    bench.packets.post()
-    found = _tags(bench, VLANS)
-    bench.check("NET-CTL-DEV-18", all(found.values()), f"VLANs {VLANS} are delivered", found)
+    none = (Feature.NET_F_CTRL_VLAN,)
+    no_queue = (*none, Feature.NET_F_CTRL_VQ, Feature.NET_F_CTRL_RX, Feature.NET_F_MQ)
+    for what, without in (("", none), ("no control queue: ", no_queue)):
+        bench.start(without=without)
+        bench.packets.post()
+        found = _tags(bench, VLANS)
+        bench.check("NET-CTL-DEV-18", all(found.values()), f"{what}VLANs {VLANS} are delivered", found)
 
 
 @case("rx-vlan-table", "NET-CTL-DEV-19", needs=NEEDS)
