@@ -14,7 +14,8 @@ from random import Random
 from typing import Any
 
 from virtio_ipsec.conformance.monitor.report import judge_trace
-from virtio_ipsec.conformance.monitor.script import ADDRESS, CONFIG, Script
+from virtio_ipsec.conformance.monitor.script import ADDRESS, Script
+from virtio_ipsec.conformance.monitor.script_members import CONFIG
 from virtio_ipsec.conformance.result import Report
 from virtio_ipsec.errors import TransportError
 from virtio_ipsec.transport.monitor.events import Recorder
@@ -36,8 +37,26 @@ class Patient(Script):
     config = replace(CONFIG, polls=100, poll_timeout=0.05)
 
 
-def pci_link(connect: Connect, kind: type[PciLink] = PciLink) -> PciLink:
-    return kind(VfioUserFunction(connect), Options(memory=MEMORY))
+class OwnerLink(PciLink):
+    """A link that leads to the function's virtual ones, too."""
+
+    path = ""
+
+    def member(self, number: int) -> PciLink:
+        return PciLink(VfioUserFunction.at(f"{self.path}.vf{number}"), Options(memory=MEMORY))
+
+
+def pci_link(connect: Connect, kind: type[PciLink] = OwnerLink) -> PciLink:
+    def noted() -> socket.socket:
+        sock = connect()
+        paths.append(sock.getpeername())
+        return sock
+
+    paths: list[str] = []
+    link = kind(VfioUserFunction(noted), Options(memory=MEMORY))
+    if isinstance(link, OwnerLink):
+        link.path = paths[0]
+    return link
 
 
 def vhost_link(connect: Connect) -> VhostUserLink:

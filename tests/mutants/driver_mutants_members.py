@@ -6,8 +6,8 @@ from typing import Any
 
 from driver_registry import Wrong, driver_mutant, replace
 
-from virtio_ipsec.conformance.monitor.script import CONFIG, Hands
-from virtio_ipsec.conformance.monitor.script_members import MEMBER
+from virtio_ipsec.conformance.monitor.script import Hands
+from virtio_ipsec.conformance.monitor.script_members import CONFIG, MEMBER
 from virtio_ipsec.driver.admin import Admin
 from virtio_ipsec.driver.errors import DriverError
 from virtio_ipsec.driver.features import SUPPORTED

@@ -157,3 +157,20 @@ def test_a_wrong_link_is_blamed_for_its_clause_and_nothing_else(broken: str) -> 
 
     wrong = blamed(live_report("vfio-user", [face], open_link, script=script))
     assert wrong.keys() == {broken, *dependants}, wrong
+
+
+class ReadsTheStopped(Patient):
+    """The configuration of a stopped virtual function is read, over the socket that it has."""
+
+    def steps(self) -> Iterator[Callable[[], None]]:
+        yield self.start
+        yield self.own_members
+        yield self.stop
+
+    def while_stopped(self, function: PciLink) -> None:
+        function.read_config(0, 6)
+
+
+def test_accesses_to_virtual_functions_at_sockets_are_seen() -> None:
+    wrong = blamed(live_report("vfio-user", ["full"], pci_link, script=ReadsTheStopped))
+    assert wrong.keys() == {"DP-DRV-03"}, wrong

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock, Timer, get_ident
@@ -67,8 +68,9 @@ class Watcher:
             if awaited := bench.trace.awaited:
                 reason += f"; it was waiting: {awaited}"
             where = Event("note", "where it was when the time had run out", _where(self._thread))
-            self._tell(Overdue(result_of(bench, Verdict.WEDGED, reason, self._limit, (where,))))
             self.has_told = True
+            with suppress(OSError):  # nobody is there any more who would hear it
+                self._tell(Overdue(result_of(bench, Verdict.WEDGED, reason, self._limit, (where,))))
 
 
 def _where(thread: int) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from ipaddress import IPv4Address
 from typing import Any, cast
 
 from virtio_ipsec.conformance.frames import TCP, UDP, Shape, checksum, ethernet, packet
-from virtio_ipsec.conformance.monitor.script_members import CONFIG, Owning
+from virtio_ipsec.conformance.monitor.script_members import Owning
 from virtio_ipsec.driver.driver import Driver, Received
 from virtio_ipsec.driver.flows import LENGTHS
 from virtio_ipsec.driver.link import Link
@@ -82,8 +82,6 @@ class Hands:
 class Script(Owning):
     """One device, from the first reset to the driver's end. ``rng(n)``: ``n`` octets for keys; ``ask(script)`` lets
     questions arrive and calls :meth:`receive` after each."""
-
-    config = CONFIG
 
     def __init__(
         self, link: Link, dialect: Dialect, rng: Callable[[int], bytes], ask: Callable[[Script], None]

@@ -68,6 +68,7 @@ class Owning:
     link: Any
     dialect: Dialect
     driver: Driver
+    config = CONFIG
 
     def own_members(self) -> None:
         """Virtual functions come, one of them is carried as device parts, and they go. Nothing where there are none."""
@@ -113,7 +114,7 @@ class Owning:
 
     def start_member(self, function: Any) -> Driver | None:
         """A driver of the member, or none."""
-        config = replace(CONFIG, queue_pairs=1, wanted=CONFIG.wanted & ~_IN_NO_PART)
+        config = replace(self.config, queue_pairs=1, wanted=self.config.wanted & ~_IN_NO_PART)
         driver = Driver(cast(Link, function), self.dialect, config=config)
         driver.start()
         driver.send(_FRAME)
