@@ -101,7 +101,12 @@ class FramedSocket(ABC, Generic[M]):
             try:
                 sent = self._sock.sendmsg([view], ancillary, socket.MSG_NOSIGNAL)
             except BlockingIOError:
-                self._wait(select.POLLOUT, limit - monotonic(), "take")
+                try:
+                    self._wait(select.POLLOUT, limit - monotonic(), "take")
+                except PeerStalled:
+                    if len(view) < len(data):  # nothing that came behind half a message would be understood
+                        self.hang_up()
+                    raise
                 continue
             except InterruptedError:
                 continue

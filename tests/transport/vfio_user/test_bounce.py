@@ -261,6 +261,26 @@ def test_rings_in_shared_memory_are_worked_on_in_place_whatever_else_is_mapped()
         assert host.ears.commands == 0
 
 
+@pytest.mark.needs("extension")
+def test_shared_memory_that_has_vanished_breaks_the_queue_whose_rings_are_carried() -> None:
+    """And not the process, with all that it serves."""
+    with private() as host:
+        host.start()
+        fd = os.memfd_create("vanishes")
+        os.ftruncate(fd, 4096)
+        host.client.map(fd, 1 << 40, 4096)
+        os.ftruncate(fd, 0)
+        os.close(fd)
+        driver, memory = host.guest.drivers[1], host.guest.memory
+        segment = Segment(host.guest.allocator.alloc(80), 80)
+        driver.add([segment], (), segment)
+        assert memory.u64(host.guest.layouts[1].desc) == segment.addr
+        memory.put_u64(host.guest.layouts[1].desc, 1 << 40)
+        driver.publish()
+        host.notify(1)
+        host.told(Status.DEVICE_NEEDS_RESET)
+
+
 def test_rings_that_are_nowhere_wait_for_memory() -> None:
     with private() as host:
         host.client.unmap(BASE, host.guest.size)

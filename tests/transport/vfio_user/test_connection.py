@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from virtio_ipsec.transport.framing import PeerClosed
+from virtio_ipsec.transport.framing import PeerClosed, PeerStalled
 from virtio_ipsec.transport.payload import MessageError
 from virtio_ipsec.transport.vfio_user.connection import (
     MAX_PAYLOAD,
@@ -100,3 +100,13 @@ def test_who_is_gone_is_gone(pair: Pair) -> None:
     theirs.close()
     with pytest.raises(PeerClosed):
         connection.poll()
+
+
+def test_nothing_comes_behind_a_message_that_was_taken_in_part(pair: Pair) -> None:
+    """Another thread may want to send the next one."""
+    connection, _ = pair
+    with pytest.raises(PeerStalled):
+        connection.send(command(1, 12, bytes(MAX_PAYLOAD)))
+    with pytest.raises(PeerClosed):
+        connection.send(command(2, 12))
+    assert connection.receive(1) is None

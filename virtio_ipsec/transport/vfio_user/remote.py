@@ -10,10 +10,12 @@ import threading
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal, cast
 
 from virtio_ipsec.errors import MemoryAccessError, TransportError
-from virtio_ipsec.ring.memory import WORD_SIZES, GuestMemory
+from virtio_ipsec.ring.memory import WORD_SIZES, GuestMemory, Region
+from virtio_ipsec.transport.mapping import memory_of
 from virtio_ipsec.transport.payload import MessageError
 from virtio_ipsec.transport.rings import fence
 from virtio_ipsec.transport.vfio_user.connection import Message, command
@@ -152,6 +154,14 @@ class RemoteMemory(GuestMemory):
         """(address, size) of each range, by address."""
         return tuple((each.address, each.size) for each in self._ranges)
 
+    @cached_property
+    def _shared(self) -> GuestMemory:
+        """What is shared, of which the client may take away what is behind it: then no byte of a view can be touched
+        from here, where that ends the process."""
+        return memory_of(
+            Region(each.address, each.size, each.view) for each in self._ranges if each.view is not None
+        )
+
     def _parts(self, address: int, length: int) -> list[tuple[Range, int, int]]:
         """Each range that the bytes lie in: where in it they begin, and how many."""
         parts: list[tuple[Range, int, int]] = []
@@ -185,7 +195,7 @@ class RemoteMemory(GuestMemory):
         return b"".join(
             self.channel.read(found.address + begin, size)
             if found.view is None
-            else bytes(found.view[begin : begin + size])
+            else self._shared.read(found.address + begin, size)
             for found, begin, size in self._parts(address, length)
         )
 
@@ -200,7 +210,7 @@ class RemoteMemory(GuestMemory):
             if found.view is None:
                 self.channel.write(found.address + begin, piece)
             else:
-                found.view[begin : begin + size] = piece
+                self._shared.write(found.address + begin, piece)
             at += size
 
     def contiguous(self, address: int, length: int) -> memoryview | None:
