@@ -33,6 +33,15 @@ def test_a_fault_changes_one_statement() -> None:
         assert fault.lines.start > 0
 
 
+def test_a_default_is_the_business_of_whoever_calls_the_function() -> None:
+    name = "device.frame: def view(frame: bytes | bytearray, l3: int=0) -> FrameView:  ->  "
+    fault = next(fault for fault in faults("device.frame") if fault.name.startswith(name))
+    source = path_of(fault.module).read_text().splitlines()
+    assert source[fault.lines[0] - 1].startswith("def view(")
+    assert "return FrameView(" in source[fault.lines[-1] - 1]
+    assert fault.inside
+
+
 @pytest.mark.parametrize("review", reviewed.load(), ids=lambda review: review.reason[:40])
 def test_what_is_reviewed_exists(review: reviewed.Review) -> None:
     gone = [
