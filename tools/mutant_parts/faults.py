@@ -201,8 +201,8 @@ def _walk(node: ast.AST, path: Path_) -> Iterator[tuple[Path_, ast.AST]]:
     for name, value in ast.iter_fields(node):
         if name in {"annotation", "returns", "decorator_list", "type_params"}:
             continue
-        if isinstance(node, ast.Call) and name == "args" and _is_message(node):
-            continue
+        if name == "args" and path and path[-1][0] == "exc":
+            continue  # of an error only words follow
         if (
             isinstance(node, ast.If)
             and name in {"test", "body"}
@@ -215,15 +215,6 @@ def _walk(node: ast.AST, path: Path_) -> Iterator[tuple[Path_, ast.AST]]:
             for place, item in enumerate(value):
                 if isinstance(item, ast.AST) and not _is_silent(item):
                     yield from _walk(item, (*path, (name, place)))
-
-
-def _is_message(call: ast.Call) -> bool:
-    """The arguments of an error, of which only words follow."""
-    return (
-        isinstance(call.func, ast.Name)
-        and call.func.id[:1].isupper()
-        and call.func.id.endswith(("Error", *ANSWERS))
-    )
 
 
 def _is_silent(node: ast.AST) -> bool:

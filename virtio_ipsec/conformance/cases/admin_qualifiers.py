@@ -85,9 +85,16 @@ def qualifier_of_sas(bench: Bench) -> None:
         if limit > 1:
             told.append((f"{direction.name} SA of the same SPI", install(bench, 1, sa)))
         told.append((f"DESTROY of {direction.name} SA 9", bench.admin.destroy(type, min(9, limit))))
-        other = TYPES[Direction.INBOUND if direction is Direction.OUTBOUND else Direction.OUTBOUND]
+        if bench.dialect.supports_modify_query:
+            for what, other in (("SPI", replace(sa, spi=sa.spi ^ 1)), ("salt", replace(sa, salt=bytes(4)))):
+                reply = bench.admin.modify(type, 0, bench.dialect.sa.build(other))
+                told.append((f"{direction.name} SA of another {what} by MODIFY", reply))
+        opposite = TYPES[Direction.INBOUND if direction is Direction.OUTBOUND else Direction.OUTBOUND]
         told.append(
-            (f"{direction.name} SA as {other.name}", bench.admin.create(other, 0, bench.dialect.sa.build(sa)))
+            (
+                f"{direction.name} SA as {opposite.name}",
+                bench.admin.create(opposite, 0, bench.dialect.sa.build(sa)),
+            )
         )
         _judge(bench, told)
 
@@ -102,6 +109,7 @@ def _capabilities(bench: Bench) -> Iterator[tuple[str, Reply]]:
         yield f"mode {number}", set_modes(bench, replace(some, mode=number))
     yield "one mode twice", set_modes(bench, some, some)
     yield "a capability that there is not", bench.admin.cap_get(0xFFF)
+    yield "an object of a type that there is not", bench.admin.create(0x5FF, 0, bytes(64))
     yield "a list that holds every opcode", bench.admin.list_use(range(256))
     yield "no opcode known", bench.admin.command(Opcode.LIST_USE, id_bitmap_build([63]))
     bench.start()
