@@ -49,13 +49,14 @@ class Arena:
 
     @staticmethod
     def suits(fd: int, address: int, size: int, offset: int) -> bool:
-        """Whether these bytes of a file can be put into the arena of that address."""
+        """Whether these bytes of a file can be put into the arena of that address: they are whole pages, not parts of
+        huge ones, which would be mapped whole."""
         page = mmap.PAGESIZE
         return (
             size <= PIECE_LIMIT
             and not (address | size | offset) % page
             and address // ARENA_SIZE == (address + size - 1) // ARENA_SIZE
-            and os.fstat(fd).st_blksize <= page
+            and os.fstatvfs(fd).f_bsize <= page
         )
 
     def put(self, fd: int, address: int, size: int, offset: int, *, copied: bool) -> None:

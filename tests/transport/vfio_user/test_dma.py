@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -150,10 +150,20 @@ def test_address_space_goes_with_the_table(fd: int) -> None:
     assert in_use() - before < arena.ARENA_SIZE // 2
 
 
-def test_where_there_is_no_address_space_left_neighbours_are_apart(
-    fd: int, monkeypatch: pytest.MonkeyPatch
+def no_address_space(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(arena, "ARENA_SIZE", 1 << 62)
+
+
+def huge_pages(patch: pytest.MonkeyPatch) -> None:
+    about = os.statvfs("/proc")
+    patch.setattr(os, "fstatvfs", lambda _: os.statvfs_result((PIECE_LIMIT, *about[1:])))
+
+
+@pytest.mark.parametrize("why", [no_address_space, huge_pages])
+def test_where_there_is_no_address_space_left_or_pages_are_huge_neighbours_are_apart(
+    fd: int, monkeypatch: pytest.MonkeyPatch, why: Callable[[pytest.MonkeyPatch], None]
 ) -> None:
-    monkeypatch.setattr(arena, "ARENA_SIZE", 1 << 62)
+    why(monkeypatch)
     table = DmaTable()
     for address in (0, PAGE):
         table = table.with_map(DmaMap(BOTH, 0, address, PAGE), fd)
