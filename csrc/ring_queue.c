@@ -62,6 +62,29 @@ struct vipsec_queue *vipsec_queue_new(struct vipsec_memory *memory, const struct
     return q;
 }
 
+/* Whether the bytes at this host address are those at the guest address in that memory. */
+static bool stays(const struct vipsec_memory *memory, uint64_t guest, uint64_t len, const void *host) {
+    return memory_host(memory, guest, len) == host;
+}
+
+int vipsec_queue_move(struct vipsec_queue *q, struct vipsec_memory *memory) {
+    const struct vipsec_queue_config *c = &q->config;
+    const uint64_t size = q->size;
+    if (q->out > 0 || q->inflight != NULL || memory->adjacent > q->memory->adjacent) {
+        return 0; /* chains point into the memory; segments have room for so many boundaries */
+    }
+    const bool same = q->is_packed ? stays(memory, c->driver, 4, q->u.packed.driver_event) &&
+                                         stays(memory, c->device, 4, q->u.packed.device_event)
+                                   : stays(memory, c->driver, 6 + 2 * size, q->u.split.avail) &&
+                                         stays(memory, c->device, 6 + 8 * size, q->u.split.used);
+    if (!same || !stays(memory, c->desc, 16 * size, q->desc)) {
+        return 0;
+    }
+    q->memory = memory;
+    q->recent = memory->region[0];
+    return 1;
+}
+
 void vipsec_queue_free(struct vipsec_queue *q) {
     if (q != NULL) {
         inflight_free(q->inflight);

@@ -314,6 +314,11 @@ struct vipsec_queue *vipsec_queue_new(struct vipsec_memory *memory, const struct
                                       int *fault);
 void vipsec_queue_free(struct vipsec_queue *queue);
 
+/* The queue goes on in other memory, in which its rings are the same bytes at the same guest addresses. 0, and nothing has
+ * changed: they are not, or chains are out, or the queue keeps an inflight record, or more regions touch each other than
+ * in the memory that it is in. */
+int vipsec_queue_move(struct vipsec_queue *queue, struct vipsec_memory *memory);
+
 /* What broke the queue (enum vipsec_fault). A broken queue answers everything with -VIPSEC_FAULT_BROKEN. */
 int vipsec_queue_fault(const struct vipsec_queue *queue);
 

@@ -129,6 +129,50 @@ def test_buffers_may_cross_regions_and_keep_their_descriptors(features: int) -> 
     assert device.pop().readable == (Segment(0x8000, 0x40),) * 8
 
 
+@pytest.mark.parametrize("features", [0, PACKED])
+def test_a_queue_moves_to_memory_that_has_its_rings_where_they_are(features: int) -> None:
+    raw = memoryview(bytearray(SIZE))
+    areas = (LAYOUT.desc, LAYOUT.driver, LAYOUT.device)
+    rings = [Region(area, PAGE, raw[area:]) for area in areas]
+    first, second = (Region(begin, PAGE, raw[begin:]) for begin in (0x8000, 0xA000))
+    everything = GuestMemory([*rings, first, second])
+
+    def queues() -> tuple[DriverQueue, FastDeviceQueue]:
+        memory = GuestMemory([*rings, first])
+        return driver_queue(everything, LAYOUT, features), FastDeviceQueue(memory, LAYOUT, features)
+
+    def offer(driver: DriverQueue, region: Region) -> None:
+        driver.add([Segment(region.address, 8)], [], region)
+        driver.publish()
+
+    driver, device = queues()
+    offer(driver, first)
+    chain = device.pop()
+    assert chain is not None
+    assert not device.move(everything)  # it is out
+    device.push(chain, 0)
+    for area in areas:
+        others = [Region(at, PAGE, bytearray(PAGE) if at == area else raw[at:]) for at in areas]
+        assert not device.move(GuestMemory([*others, second]))
+        assert not device.move(GuestMemory([*(ring for ring in rings if ring.address != area), second]))
+    assert not device.move(GuestMemory([*rings, second, Region(0, PAGE, raw)]))  # a boundary more
+    offer(driver, first)
+    handle = device.handle
+    assert device.move(GuestMemory([*rings, second]))
+    assert device.handle == handle
+    with pytest.raises(ChainError, match="address"):
+        device.pop()
+
+    driver, device = queues()
+    assert device.move(GuestMemory([*rings, second]))
+    for _ in range(2 * LAYOUT.size):
+        offer(driver, second)
+        chain = device.pop()
+        assert chain is not None
+        device.push(chain, 0)
+        assert len(driver.poll()) == 1
+
+
 def test_a_chain_holds_at_most_4_gib() -> None:
     room = mmap.mmap(-1, (1 << 32) + 0x10000, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NORESERVE)
     memory = GuestMemory([Region(0, len(room), room)])
@@ -704,6 +748,7 @@ def test_where_and_when_a_record_can_be_attached(features: int) -> None:
     t = Tracked(features)
     refused = -(list(Fault).index(Fault.PLACEMENT) + 1)
     assert lib.vipsec_queue_inflight_new(t.device.handle, 64) == refused, "there is one already"
+    assert not t.device.move(t.memory)
     fresh = FastDeviceQueue(t.memory, t.layout, features)
     for offset in (65, 128, 1 << 40, (1 << 64) - 1):
         assert lib.vipsec_queue_inflight_new(fresh.handle, offset) == refused

@@ -157,6 +157,16 @@ class FastDeviceQueue(DeviceQueue):
     def restore(self, state: int) -> None:
         self._start(self._layout, state)
 
+    def move(self, memory: GuestMemory) -> bool:
+        """Go on in this memory, whose owner has changed something else in it than where the rings are. False when it is
+        not so simple: nothing has changed, another queue has to take this one's place."""
+        _, lib = native.extension()
+        fast = fast_memory(memory)
+        if not lib.vipsec_queue_move(self._handle, fast.handle):
+            return False
+        self._memory, self._fast, self._kept[0] = memory, fast, fast
+        return True
+
     def set_fds(self, call_fd: int | None, err_fd: int | None) -> None:
         """Other eventfds; see ``vipsec_queue_set_fds`` for when the old ones may be closed."""
         _, lib = native.extension()
@@ -195,8 +205,9 @@ class FastDeviceQueue(DeviceQueue):
             if fault[0] == 0:
                 raise MemoryError
             raise LayoutError(_kind(fault[0]), f"{layout}, position {state or 0:#x}")
-        fast = self._fast
-        self._handle = ffi.gc(handle, lambda queue: _free_queue(queue, fast))
+        #: What the handle needs, whoever is the last to hold it.
+        self._kept = kept = [self._fast]
+        self._handle = ffi.gc(handle, lambda queue: _free_queue(queue, kept))
         self._layout = layout
         self._fault = None
         #: What is out, by head: the chain handed out and its C twin.
@@ -291,8 +302,8 @@ class FastDeviceQueue(DeviceQueue):
         return answer
 
 
-def _free_queue(queue: Any, _memory: FastMemory) -> None:
-    """The memory goes after its queues, whoever is the last to hold the handle of one."""
+def _free_queue(queue: Any, _memory: list[FastMemory]) -> None:
+    """The memory goes after its queues."""
     _, lib = native.extension()
     lib.vipsec_queue_free(queue)
 

@@ -241,6 +241,12 @@ class BouncePort(ServedPort):
         self._direct = memory
         super().set_memory(self._with_areas(), places)
 
+    def extend_memory(self, memory: GuestMemory) -> bool:
+        if self._areas or not super().extend_memory(memory):
+            return False
+        self._direct = memory
+        return True
+
     def start_queue(self, index: int, place: QueuePlace) -> None:
         remote, layout = self._remote, place.layout
         if remote is None or all(

@@ -133,6 +133,17 @@ class ServedPort:
             for index, place in going.items():
                 self._make(index, place)
 
+    def extend_memory(self, memory: GuestMemory) -> bool:
+        """As :meth:`set_memory`, with less work, where what changes is not where started queues lie. False: it is not
+        so simple, and :meth:`set_memory` has to follow."""
+        queues = [slot.queue for slot in self._slots if slot.queue is not None]
+        with self._lanes.parked(), self.lock:
+            if not all(isinstance(queue, FastDeviceQueue) and queue.move(memory) for queue in queues):
+                return False
+            self._memory = self._around.rings.memory = memory
+            self._share()
+            return True
+
     @contextmanager
     def resting(self) -> Iterator[None]:
         """No data queue is worked on meanwhile, so that nobody misses one that is stopped and started again."""

@@ -325,6 +325,7 @@ def test_a_driver_whose_memory_comes_page_by_page_and_changes_all_the_time(host:
         host.enable(index, 1024)  # of 16 KiB
     host.ready()
     host.guest.post()
+    queues = [host.port._slots[index].queue for index in (0, 1)]
     for number in range(8):
         client.map(host.guest.fd, 1 << 32, page, pages[-1], flags=1)
         host.uplink.inject(frame(number))
@@ -332,8 +333,9 @@ def test_a_driver_whose_memory_comes_page_by_page_and_changes_all_the_time(host:
         host.send(frame(number))
     frames = [frame(number) for number in range(8)]
     assert host.bench.captured(8) == host.bench.received(8) == frames
-    assert host.port.started(0)
-    assert host.port.started(1)
+    assert [host.port._slots[index].queue for index in (0, 1)] == queues  # they went on as they were
+    host.uplink.inject(frame(9))
+    assert host.bench.received(1) == [frame(9)]
     client.unmap(BASE, page)
     assert not host.port.started(0)
 

@@ -340,6 +340,10 @@ class WatchedPacked(Watched, PackedDeviceQueue):
 class WatchedFast(Watched, FastDeviceQueue):
     """A queue of csrc/."""
 
+    def move(self, memory: GuestMemory) -> bool:
+        """Not so simple: its watch reads the memory too."""
+        return False
+
 
 def watched(memory: GuestMemory, layout: QueueLayout, features: int) -> Watched:
     """A queue in Python whose watch is still to come. Raises LayoutError."""

@@ -265,10 +265,12 @@ class PciFunction:
     def set_memory(self, memory: GuestMemory | None) -> None:
         """What the function can reach, None: nothing. Queues at work go on in it; one whose rings are not in it waits
         until they are."""
+        seen = GuestMemory.anonymous(4096, (1 << 64) - 4096) if memory is None else memory
         with self.port.resting():
-            self._common.stop()
+            if not self.port.extend_memory(seen):
+                self._common.stop()
+                self.port.set_memory(seen)
             self._memory = memory
-            self.port.set_memory(GuestMemory.anonymous(4096, (1 << 64) - 4096) if memory is None else memory)
             self._common.work()
 
     def reset(self) -> None:
