@@ -8,6 +8,7 @@ import os
 import socket
 import struct
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 import pytest
@@ -352,6 +353,30 @@ def test_a_server_that_is_none_for_us(
         bed.server.answers[command] = lambda _, payload=payload: (payload, [])  # type: ignore[misc]
     with pytest.raises(TransportError, match=complaint):
         bed.connect()
+
+
+def test_a_second_socket_that_is_none_is_closed(bed: Bed) -> None:
+    before = open_fds()
+    text = b'{"capabilities":{"twin_socket":{"supported":true,"fd_index":0}}}\0'
+    bed.server.answers[1] = lambda payload: (b"\0\0\1\0" + text, [bed.server.page])
+    with pytest.raises(MessageError, match="second socket is no socket"):
+        bed.connect()
+    bed.server.threads[0].join(5)
+    gc.collect()
+    assert open_fds() == before
+
+
+def test_a_server_that_asks_and_asks_has_not_answered(bed: Bed) -> None:
+    client = bed.connect()
+
+    def reset(_: bytes) -> None:
+        with suppress(OSError):
+            while True:
+                bed.server.send(bed.server.theirs, (1, 11, 0x10, 0), struct.pack("<QQ", 0, 1), [])
+
+    bed.server.answers[13] = reset
+    with pytest.raises(PeerStalled, match="does not answer DEVICE_RESET"):
+        client.reset()
 
 
 def test_a_function_without_a_reset_says_so(bed: Bed) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import struct
+import threading
 from collections.abc import Iterator
 
 import fuzz_pci_link
@@ -257,6 +258,20 @@ def test_without_any_interrupt_rings_are_looked_at() -> None:
     link, driver = started(function)
     assert link.interrupt_kind == "none"
     assert driver.caps.ipsec_sas is not None
+
+
+def test_descriptors_that_the_device_has_made_block_do_not() -> None:
+    """They are shared with whoever rings them, flags included."""
+    function = Function()
+    link, _ = started(function)
+    for fd in function.irqs[2]:
+        assert fd is not None
+        os.set_blocking(fd, True)
+    found: list[set[int]] = []
+    look = threading.Thread(target=lambda: found.append(link.interrupts()), daemon=True)
+    look.start()
+    look.join(5)
+    assert found
 
 
 def test_a_vector_that_the_device_does_not_take_is_an_error() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from virtio_ipsec.errors import MemoryAccessError
 from virtio_ipsec.ring.memory import GuestMemory
-from virtio_ipsec.transport.framing import await_readable, close_all
+from virtio_ipsec.transport.framing import PeerStalled, await_readable, close_all
 from virtio_ipsec.transport.payload import MessageError
 from virtio_ipsec.transport.vfio_user.capabilities import MAJOR, Capabilities, Version
 from virtio_ipsec.transport.vfio_user.connection import Connection, Message, command, error_reply, reply
@@ -23,6 +23,8 @@ from virtio_ipsec.transport.virtio_pci.access import AccessRefused
 #: What this client can take.
 CAPABILITIES = Capabilities(max_msg_fds=MAX_FDS, max_data_xfer_size=MAX_TRANSFER, twin_socket=True)
 _NUMBERS = 1 << 16
+#: Commands of the server that are handled in one go: one that asks without end keeps nobody from looking at a clock.
+_TURN = 16
 #: MAX_ERRNO of Linux.
 _LARGEST_ERRNO = 4095
 
@@ -56,8 +58,7 @@ class ClientChannel:
             if said.twin_socket:
                 if said.twin_fd is None or said.twin_fd >= len(fds):
                     raise MessageError("a second socket is promised and not sent")
-                second = socket.socket(fileno=os.dup(fds[said.twin_fd]))
-                self._twin = Connection(second, patience=self._patience)
+                self._twin = Connection(_socket(fds[said.twin_fd]), patience=self._patience)
             self.server = said
         finally:
             close_all(fds)
@@ -112,6 +113,8 @@ class ClientChannel:
                 await_readable(self.filenos(), limit, f"the server does not answer {number.name}")
             elif not message.is_reply:
                 self._handle(message, self._connection)
+                if monotonic() >= limit:
+                    raise PeerStalled(f"the server asks, and does not answer {number.name}")
             elif (message.number, message.command) == (self._number, number):
                 return message
             else:
@@ -125,7 +128,10 @@ class ClientChannel:
                 self._serve(connection)
 
     def _serve(self, connection: Connection) -> None:
-        while (message := connection.poll()) is not None:
+        for _ in range(_TURN):
+            message = connection.poll()
+            if message is None:
+                return
             if message.is_reply:
                 message.close()
                 raise MessageError(f"an answer to no command: {name_of(message.command)}")
@@ -154,6 +160,16 @@ class ClientChannel:
                 return DmaAccess(wanted.address, wanted.count)
             return DmaAccess(wanted.address, wanted.count, memory.read(wanted.address, wanted.count))
         return None
+
+
+def _socket(fd: int) -> socket.socket:
+    """Another descriptor of a socket that the server has sent. MessageError for what is none."""
+    own = os.dup(fd)
+    try:
+        return socket.socket(fileno=own)
+    except OSError:
+        os.close(own)
+        raise MessageError("the second socket is no socket") from None
 
 
 def _text(error: int) -> str:
