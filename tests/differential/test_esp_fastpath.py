@@ -1,4 +1,7 @@
-"""ESP of csrc/ against ESP of ipsec/, with every engine of this CPU. Longer: soak_esp.py."""
+"""ESP of csrc/ against ESP of ipsec/, with every engine of this CPU. Longer: soak_esp.py.
+
+Engines differ in AES-GCM alone, which test_gcm_kernels.py is about: after the first one fewer packets will do.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +26,15 @@ INBOUND = (*SHAPES, Reason.UNKNOWN_SA, Reason.NOT_IPSEC, Reason.REPLAY, Reason.B
 @each_engine
 def test_every_byte_verdict_and_counter_is_the_same(name: str) -> None:
     engine, seen, packets = gcm.Engine(name), Counter[tuple[str, Reason | None]](), 0
-    for seed in range(20):
+    first = name == gcm.engine_names()[0]
+    for seed in range(20 if first else 4):
         rivalry = Rivalry(f"{name} {seed}", engine, crowd=300 * (seed % 2))
         for _ in range(20):
             rivalry.step()
         seen += rivalry.verdicts
         packets += rivalry.packets
-    assert packets > 30_000
     wanted = {("outbound", each) for each in OUTBOUND} | {("inbound", each) for each in INBOUND}
-    assert seen.keys() == wanted, seen.keys() ^ wanted  # what is not drawn is not tested
+    assert packets > (30_000 if first else 5_000)
+    assert seen.keys() <= wanted
+    assert seen.keys() == wanted or not first, seen.keys() ^ wanted  # what is not drawn is not tested
+    assert seen.keys() >= {(way, each) for way, each in wanted if each in {None, Reason.BAD_ICV}}
