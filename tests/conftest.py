@@ -6,16 +6,25 @@ Where that is not there they are NOT RUN, and the summary says so.
 from __future__ import annotations
 
 import gc
+import os
 import shutil
 import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from virtio_ipsec.fastpath import native
+
+if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
+    # Each worker and each program that tests start would compile all modules again. The tree stays clean all the same.
+    sys.dont_write_bytecode = False
+    sys.pycache_prefix = str(Path(__file__).parent.parent / ".pytest_cache" / "bytecode")
+    os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
 
 # Derandomised: the same examples on every machine. Longer searches are the fuzz entries' business.
 settings.register_profile(
@@ -45,12 +54,31 @@ NEEDS: dict[str, tuple[str, Callable[[], object]]] = {
 }
 _not_run: Counter[str] = Counter()
 
+#: Whole suites run here and random cases by the thousand, over lines that other tests go as well: without coverage,
+#: which would make them two or three times slower and find nothing new.
+REPEATING = (
+    "conformance/test_lean_devices.py",
+    "conformance/test_loopback.py",
+    "differential/",
+    "fuzz/",
+    "mutants/",
+    "property/",
+    "ring/test_notifications.py",
+    "ring/test_split_bytes.py",
+    "test_layers.py",
+    "transport/test_loopback.py",
+    "transport/virtio_pci/test_ivs.py",
+)
+
 
 @pytest.hookimpl(trylast=True)  # of what was asked for with -m
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Take out what cannot run here."""
+    """Take out what cannot run here, and what coverage is to leave alone."""
     left_out = []
+    here = Path(__file__).parent
     for item in items:
+        if item.path.relative_to(here).as_posix().startswith(REPEATING):
+            item.add_marker("no_cover")
         for need in (need for mark in item.iter_markers("needs") for need in mark.args):
             missing, is_here = NEEDS[need]
             if not is_here():
@@ -62,8 +90,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item not in left_out]
 
 
-def pytest_collection_finish() -> None:
-    """What is there by now stays: no collection need look at it again, and tests that ask for one ask for little."""
+@pytest.fixture(scope="module", autouse=True)
+def _what_is_there_stays() -> None:
+    """All that was collected, and what the tests before have left: no collection need look at it again, and tests that
+    ask for one ask for little."""
     gc.collect()
     gc.freeze()
 
