@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -141,6 +141,34 @@ def test_a_target_on_which_nothing_ends_is_left_alone() -> None:
     report = supervisor.run(supervisor.Plan(LOOPBACK, cases))
     assert {case.verdict for case in report.cases} == {Verdict.WEDGED}
     assert sum(case.reason.endswith("this one was not tried") for case in report.cases) == 3
+
+
+def test_a_device_that_goes_away_is_wedged_and_opened_anew() -> None:
+    class Mortal(LoopbackTarget):
+        gone = False
+
+        def reset(self) -> None:
+            if self.gone:
+                raise TransportError("nobody is there")
+            super().reset()
+
+    def kills(bench: Bench) -> None:
+        bench.start()
+        bench.admin.list_query()
+        bench.target.gone = True  # type: ignore[attr-defined]
+        raise TransportError("the connection is gone")
+
+    def opened() -> AbstractContextManager[Target]:
+        return nullcontext(Mortal(Device(DeviceConfig(), bytes)))  # type: ignore[return-value]
+
+    cases = [make("kills", kills), *(make(f"good{n}", good) for n in range(3))]
+    report = supervisor.run(supervisor.Plan(opened, cases))
+    reason = "TransportError: the connection is gone; the device does not answer any more: nobody is there"
+    assert verdicts(report) == {
+        "kills": (Verdict.WEDGED, reason),
+        **{f"good{n}": (Verdict.PASS, "") for n in range(3)},
+    }
+    assert report.cases[-1].events[-1].summary.startswith("LIST_QUERY: OK")
 
 
 def test_a_device_that_cannot_be_reset_ends_the_run_where_it_hangs() -> None:

@@ -19,6 +19,8 @@ pytestmark = [pytest.mark.interop("dpdk-testpmd"), pytest.mark.guests]
 #: What DPDK 22.11 does otherwise than the specification says; `spec/guide/verdicts.md` discusses it.
 FINDINGS = {"feature-requirements"}
 ON_THE_WIRE = {"rx-single-buffer", "tx-fragments-ipv4", "tx-fragments-ipv6"}
+#: Ends testpmd with SIGSEGV, and with it what comes after.
+DEADLY = ("tx-fragments-contradictory",)
 
 
 @contextmanager
@@ -43,7 +45,7 @@ def running(path: str, *wire: str) -> Iterator[None]:
 
 def verdicts(path: str, wire: str | None = None) -> dict[str, str]:
     with open_target(f"vhost-user:{path}", V14, wire) as target:
-        report = run(target, select(V14.name), thin=True)
+        report = run(target, select(V14.name, exclude=DEADLY), thin=True)
     return {case.id: case.verdict.value for case in report.cases}
 
 

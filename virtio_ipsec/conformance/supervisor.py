@@ -1,7 +1,8 @@
 """Runs cases in processes of their own, several at a time, and ends a process whose target never returns.
 
 Each process opens the target for itself, so more than one needs a target that can be opened more than once. A case
-that exceeds its time is WEDGED; the next one meets a fresh process. What it was at then, a thread beside it tells.
+that exceeds its time is WEDGED; the next one meets a fresh process, as after one that the device has not survived.
+What a case was at when its time ran out, a thread beside it tells.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkProcess
@@ -20,7 +21,7 @@ from virtio_ipsec.conformance.result import CaseResult, Deviation, Identity, Rep
 from virtio_ipsec.conformance.runner import SANITY, Progress, identity_of, order_of, report_of, run_case
 from virtio_ipsec.conformance.target import Target
 from virtio_ipsec.conformance.verdict import Verdict
-from virtio_ipsec.conformance.watcher import Overdue, Watcher
+from virtio_ipsec.conformance.watcher import Last, Watcher
 from virtio_ipsec.errors import TransportError, VirtioIpsecError
 
 #: Seconds that one case may take unless said otherwise; the longest takes a fraction of one on loopback.
@@ -164,7 +165,7 @@ class _Team:
         elif isinstance(said, Identity):
             worker.ready = True
             self.identity = self.identity or said
-        elif isinstance(said, Overdue):
+        elif isinstance(said, Last):
             self._give_up(worker, said.result.reason, said.result)
         else:
             worker.case = None
@@ -196,6 +197,18 @@ class _Team:
         self.progress(len(self.results), self.total, result)
 
 
+def _with_target(found: CaseResult, target: Target) -> CaseResult | Last:
+    """What is to be told of a case, now that it is known whether the device has survived it."""
+    if found.verdict not in (Verdict.ERROR, Verdict.WEDGED):
+        return found
+    try:
+        target.reset()
+    except Exception as error:  # whatever a target raises that is not there any more
+        reason = f"{found.reason}; the device does not answer any more: {error}"
+        return Last(replace(found, verdict=Verdict.WEDGED, reason=reason))
+    return found
+
+
 def _serve(plan: Plan, connection: Connection, near: Connection) -> None:
     """A worker's life: says who the device is, then runs the cases whose ids it gets until the pipe ends."""
     near.close()
@@ -208,8 +221,9 @@ def _serve(plan: Plan, connection: Connection, near: Connection) -> None:
                 case = cases[connection.recv()]
                 with Watcher(connection.send, plan.limit) as watcher:
                     found = run_case(case, target, plan.seed, known, limit=plan.limit, begun=watcher.begun)
+                    said = _with_target(found, target)
                 if not watcher.has_told:
-                    connection.send(found)
+                    connection.send(said)
     except (EOFError, BrokenPipeError, ConnectionResetError, KeyboardInterrupt):
         return
     except VirtioIpsecError as error:

@@ -22,8 +22,8 @@ _PACKAGE = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True, slots=True)
-class Overdue:
-    """The result of a case that has not ended."""
+class Last:
+    """The result of a case after which its process is of no use: the case has not ended, or the target is gone."""
 
     result: CaseResult
 
@@ -32,7 +32,7 @@ class Watcher:
     """Around one case, in the thread that runs it: ``tell`` hears of it from another thread if it has not ended after
     ``limit`` seconds. It may be at work in the target then; only what it has recorded is read."""
 
-    def __init__(self, tell: Callable[[Overdue], None], limit: float) -> None:
+    def __init__(self, tell: Callable[[Last], None], limit: float) -> None:
         self._tell = tell
         self._limit = limit
         self._thread = get_ident()
@@ -70,7 +70,7 @@ class Watcher:
             where = Event("note", "where it was when the time had run out", _where(self._thread))
             self.has_told = True
             with suppress(OSError):  # nobody is there any more who would hear it
-                self._tell(Overdue(result_of(bench, Verdict.WEDGED, reason, self._limit, (where,))))
+                self._tell(Last(result_of(bench, Verdict.WEDGED, reason, self._limit, (where,))))
 
 
 def _where(thread: int) -> tuple[str, ...]:
