@@ -12,11 +12,16 @@ from virtio_ipsec.conformance.monitor.report import judge_trace
 from virtio_ipsec.conformance.monitor.script import Script, perform
 from virtio_ipsec.conformance.reports import master
 from virtio_ipsec.conformance.reports.page import to_html
+from virtio_ipsec.ring.chain import QueueLayout, Segment
+from virtio_ipsec.ring.memory import GuestMemory, Region
+from virtio_ipsec.ring.queue import driver_queue
 from virtio_ipsec.transport.loopback import Loopback
-from virtio_ipsec.transport.monitor.events import Recorder, Returned, Taken
+from virtio_ipsec.transport.monitor.events import Exposed, Recorder, Returned, Taken
 from virtio_ipsec.transport.monitor.faces import FACES, Questions, make_device
 from virtio_ipsec.transport.monitor.loopback import WatchedLoopback
+from virtio_ipsec.transport.monitor.queues import Watch, WatchedFast
 from virtio_ipsec.wire.dialect import RFC_2025_01, V14
+from virtio_ipsec.wire.numbers import Feature, mask
 
 #: Index of the first administration queue behind two queue pairs.
 ADMIN = 5
@@ -89,6 +94,31 @@ def test_a_device_that_is_watched_does_what_it_does_unwatched(face: str) -> None
     watched, unwatched = played(True), played(False)
     assert watched == unwatched
     assert len(watched[0]) > 5
+
+
+@pytest.mark.parametrize("features", [0, mask(Feature.F_RING_PACKED)], ids=["split", "packed"])
+def test_a_queue_that_goes_on_in_other_memory_is_looked_on_at_all_the_same(features: int) -> None:
+    raw = memoryview(bytearray(0x4000))
+    rings, first, second = (Region(at, 0x1000, raw[at:]) for at in (0, 0x1000, 0x3000))
+    layout = QueueLayout(8, 0, 0x400, 0x800)
+    driver = driver_queue(GuestMemory([rings, first, second]), layout, features)
+    memory, recorder = GuestMemory([rings, first]), Recorder(V14)
+    queue = WatchedFast(memory, layout, features)
+    queue.watch = Watch(recorder, 0, memory, queue, features=features, is_admin=True)
+    raw[0x1000:0x1003], raw[0x3000:0x3003] = b"one", b"two"
+    driver.add([Segment(0x1000, 3)], [], 0)
+    driver.publish()
+    queue.watch.look()
+    driver.add([Segment(0x3000, 3)], [], 1)
+    driver.publish()
+    assert not queue.move(GuestMemory([Region(0, 0x1000, bytearray(0x1000)), second]))
+    chain = queue.pop()
+    assert chain is not None
+    queue.push(chain, 0)
+    assert queue.move(GuestMemory([rings, second]))
+    assert queue.pop() is not None
+    assert [(e.place, e.data) for e in recorder.events if isinstance(e, Taken)] == [(0, b"one"), (1, b"two")]
+    assert [e.place for e in recorder.events if isinstance(e, Exposed)] == [0, 1]
 
 
 def test_nobody_looks_on_at_other_devices() -> None:

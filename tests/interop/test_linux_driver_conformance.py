@@ -25,7 +25,8 @@ BROKEN = {"NET-RX-DRV-09"}
 ADVICE = {"NET-TX-DRV-24", "BAS-RSVD-06"}
 
 
-def test_linux_is_judged_by_its_registers_queues_and_answers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("iommu", [False, True], ids=["plain", "behind-an-iommu"])
+def test_linux_is_judged_by_its_registers_queues_and_answers(tmp_path: Path, iommu: bool) -> None:
     path, log, file = tmp_path / "device", tmp_path / "judge.log", tmp_path / "report.json"
     command = [
         sys.executable,
@@ -39,7 +40,8 @@ def test_linux_is_judged_by_its_registers_queues_and_answers(tmp_path: Path) -> 
     process = spawn([*command, "--probe", ADDRESS, "--json", str(file)], log, cwd=ROOT)
     try:
         until("the device is there", path.exists, 60)
-        with Guest("guest", tmp_path, vfio_user_card(path), newer=True) as guest:
+        card, words = vfio_user_card(path, iommu=iommu), "intel_iommu=on" if iommu else ""
+        with Guest("guest", tmp_path, card, newer=True, kernel_words=words) as guest:
             guest.wait()
             guest.run(UP)
             guest.run("sleep 15", 60)  # for the questions

@@ -89,6 +89,10 @@ class WatchedPort(ServedPort):
         self._watches[index] = queue.watch
         return queue
 
+    def extend_memory(self, memory: GuestMemory) -> bool:
+        self.look()
+        return super().extend_memory(memory)
+
     def start_queue(self, index: int, place: QueuePlace) -> None:
         try:
             super().start_queue(index, place)

@@ -56,12 +56,12 @@ class _Reader:
     """How one ring format is read."""
 
     def __init__(self, memory: GuestMemory, layout: QueueLayout) -> None:
-        self._memory = memory
+        self.memory = memory
         self._layout = layout
 
     def _entry(self, address: int, *, nested: bool = False) -> tuple[Descriptor, int]:
         """A descriptor and its last field: ``next`` (split) or the flags (packed)."""
-        where, length, third, fourth = _ENTRY.unpack(self._memory.read(address, DESCRIPTOR_SIZE))
+        where, length, third, fourth = _ENTRY.unpack(self.memory.read(address, DESCRIPTOR_SIZE))
         return Descriptor(where, length, third, nested), fourth
 
     def _table(self, address: int, length: int) -> list[tuple[Descriptor, int]]:
@@ -78,7 +78,7 @@ class SplitReader(_Reader):
 
     def fresh(self, slot: int) -> tuple[int, int]:
         """How many buffers are available from ``slot`` on, and the available index."""
-        index = self._memory.u16(self._layout.driver + 2)
+        index = self.memory.u16(self._layout.driver + 2)
         return (index - slot) & 0xFFFF, index
 
     def next(self, slot: int, descriptors: Descriptors) -> int:
@@ -91,7 +91,7 @@ class SplitReader(_Reader):
 
     def read(self, slot: int) -> tuple[int, Descriptors]:
         """Head and descriptors of the buffer at ``slot``."""
-        head = self._memory.u16(self._layout.driver + 4 + 2 * (slot % self._layout.size))
+        head = self.memory.u16(self._layout.driver + 4 + 2 * (slot % self._layout.size))
         found: list[Descriptor] = []
         index = head
         while index < self._layout.size and len(found) <= self._layout.size:
@@ -139,7 +139,7 @@ class PackedReader(_Reader):
 
     def _flags(self, slot: int) -> int:
         at = self._layout.desc + (slot % self._layout.size) * DESCRIPTOR_SIZE
-        return self._memory.u16(at + 14)
+        return self.memory.u16(at + 14)
 
     def read(self, slot: int) -> tuple[int, Descriptors]:
         found: list[Descriptor] = []
@@ -196,6 +196,10 @@ class Watch:
             self._recorder.note(event, octets)
         else:
             self._recorder.note_packet(event, octets)
+
+    def move(self, memory: GuestMemory) -> None:
+        """The queue goes on in this memory."""
+        self._memory = self._reader.memory = memory
 
     def look(self) -> None:
         """See what the driver has done to the ring."""
@@ -341,8 +345,10 @@ class WatchedFast(Watched, FastDeviceQueue):
     """A queue of csrc/."""
 
     def move(self, memory: GuestMemory) -> bool:
-        """Not so simple: its watch reads the memory too."""
-        return False
+        if not super().move(memory):
+            return False
+        self.watch.move(memory)
+        return True
 
 
 def watched(memory: GuestMemory, layout: QueueLayout, features: int) -> Watched:
