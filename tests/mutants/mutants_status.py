@@ -27,6 +27,14 @@ class StatusSurvivesReset(Device):
         Device.status.fset(self, value)  # type: ignore[attr-defined]
 
 
+@mutant("BAS-STATUS-07")
+class NeedsResetInSilence(Device):
+    """DEVICE_NEEDS_RESET is set and nobody told."""
+
+    def take_config_change(self) -> bool:
+        return super().take_config_change() and not self.status & Status.DEVICE_NEEDS_RESET
+
+
 @mutant("BAS-RESET-01")
 class FailedSurvivesReset(Device):
     """FAILED stays set over a reset."""

@@ -19,6 +19,7 @@ from virtio_ipsec.transport.virtio_pci.tables import (
     CapabilityId,
     CommonCfg,
     Header,
+    Isr,
     MsixCap,
     Region,
     Structure,
@@ -436,7 +437,7 @@ class QueuesSayConfiguration(Interrupts):
     """A used buffer sets the configuration bit."""
 
     def take_isr(self) -> int:
-        return super().take_isr() << 1
+        return Isr.CONFIG if super().take_isr() else 0
 
 
 @pci_mutant("PCI-ISR-DEV-04")
@@ -469,6 +470,25 @@ class IsrStays(Interrupts):
     def unmap(self) -> None:
         super().unmap()
         self._kept = 0
+
+
+@pci_mutant("PCI-ISR-DEV-02")
+class IsrKnowsNoConfiguration(Interrupts):
+    """The driver is told of its configuration, and the ISR status is not set."""
+
+    def config_changed(self) -> None:
+        super().config_changed()
+        self._isr &= ~Isr.CONFIG
+
+
+@pci_mutant("PCI-CHG-DEV-01")
+class TellsWithoutVector(Interrupts):
+    """Changes of the configuration ring vector 0 where they have none."""
+
+    def config_changed(self) -> None:
+        super().config_changed()
+        if self._config_vector == NO_VECTOR:
+            self.ring(0)
 
 
 @pci_mutant("PCI-MSI-DEV-01", "PCI-MSI-DEV-02")

@@ -41,6 +41,7 @@ class Loopback:
         self.rings = device.new_rings(self.memory)
         self._captured: deque[bytes] = deque()
         self._wire = wire or self._captured.append
+        self._changes = 0
 
     # The driver's side: registers.
 
@@ -73,6 +74,12 @@ class Loopback:
     def config_generation(self) -> int:
         """Configuration generation, 8 bits."""
         return self.device.config_generation
+
+    @property
+    def config_changes(self) -> int:
+        """How often the device has told of its configuration."""
+        self._changes += self.device.take_config_change()
+        return self._changes
 
     def read_config(self, offset: int, length: int) -> bytes:
         """Configuration bytes."""
