@@ -188,6 +188,20 @@ def test_memory_slots_come_and_go_under_way() -> None:
         os.close(extra)
 
 
+def test_a_file_that_takes_no_memory_takes_no_end_of_address_space() -> None:
+    """Which belongs to other ports, too."""
+    with connected() as (bench, front):
+        qemu(front)
+        sparse = os.memfd_create("sparse")
+        os.ftruncate(sparse, 1 << 42)
+        region = struct.pack("<QQQQ", 1 << 42, 1 << 42, 1 << 42, 0)
+        assert front.say(say.ADD_REGION, bytes(8) + region, sparse, ack=True) == 1
+        region = struct.pack("<QQQQ", 1 << 42, 1 << 41, 1 << 42, 0)
+        assert front.say(say.ADD_REGION, bytes(8) + region, sparse, ack=True) == 0
+        os.close(sparse)
+        exchange(bench)
+
+
 def test_a_region_that_each_queue_pair_adds_is_there_until_all_have_removed_it() -> None:
     """As QEMU 7.2 does it with several queue pairs."""
     with connected() as (bench, front):

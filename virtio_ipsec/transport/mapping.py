@@ -13,8 +13,8 @@ from virtio_ipsec.fastpath.memory import SharedMemory
 from virtio_ipsec.ring.memory import GuestMemory, Region
 from virtio_ipsec.transport.rings import fence
 
-#: Most bytes in one mapping: address space is shared with other ports.
-_LARGEST = 1 << 42
+#: Most bytes that one peer shares: address space is shared with other ports, and a file takes no memory for its size.
+MOST_SHARED = 1 << 42
 
 
 class Unusable(TransportError):
@@ -29,7 +29,7 @@ def check_shared(fd: int, size: int, offset: int) -> os.stat_result:
         raise Unusable(f"shared memory cannot be mapped: {os.strerror(error.errno or 0)}") from None
     if not stat.S_ISREG(about.st_mode):
         raise Unusable("shared memory is no file")
-    if not 0 < size <= _LARGEST or not 0 <= offset <= _LARGEST or offset + size > about.st_size:
+    if not 0 < size <= MOST_SHARED or not 0 <= offset <= MOST_SHARED or offset + size > about.st_size:
         raise Unusable(f"{size:#x} bytes at {offset:#x} of a file of {about.st_size:#x}")
     return about
 

@@ -259,6 +259,20 @@ def test_much_read_only_memory_is_out_of_reach(fd: int, monkeypatch: pytest.Monk
     assert memory.regions == ((0, 0x2000),)
 
 
+def test_a_file_that_takes_no_memory_takes_no_end_of_address_space_either() -> None:
+    """Which belongs to other clients, too."""
+    fd = os.memfd_create("sparse")
+    half = dma._MOST_DIRECT // 2
+    os.ftruncate(fd, half)
+    table = DmaTable()
+    for number in range(4):
+        table = table.with_map(DmaMap(BOTH, 0, number * half, half), fd)
+    os.close(fd)
+    assert regions(table) == ((0, half), (half, half))
+    table = without(table, DmaUnmap(0, 0, half))
+    assert regions(table) == ((half, half),)
+
+
 @pytest.mark.parametrize("with_c", [True, False])
 def test_memory_is_shared_with_and_without_the_extension(
     fd: int, monkeypatch: pytest.MonkeyPatch, with_c: bool

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from virtio_ipsec.ring.memory import Region
-from virtio_ipsec.transport.mapping import Unusable, map_shared, memory_of
+from virtio_ipsec.transport.mapping import MOST_SHARED, Unusable, map_shared, memory_of
 from virtio_ipsec.transport.vhost_user.messages import MemoryRegion
 
 #: Most regions of a guest.
@@ -35,6 +35,8 @@ class MemoryTable:
     @classmethod
     def of(cls, regions: Iterable[MemoryRegion], fds: Iterable[int]) -> MemoryTable:
         """A new table; the descriptors stay the caller's. Raises Unusable."""
+        regions = tuple(regions)
+        _check_size(regions)
         return cls(tuple(_map(region, fd) for region, fd in zip(regions, fds, strict=True)))
 
     def __len__(self) -> int:
@@ -50,6 +52,7 @@ class MemoryTable:
                 return self._with(each, added=each.added + 1)
         if len(self) == MAX_REGIONS:
             raise Unusable(f"more than {MAX_REGIONS} memory regions")
+        _check_size((*(each.region for each in self._mapped), region))
         return MemoryTable((*self._mapped, _map(region, fd)))
 
     def without_region(self, region: MemoryRegion) -> MemoryTable:
@@ -69,6 +72,12 @@ class MemoryTable:
             if 0 <= user - each.region.user_address < each.region.size:
                 return each.region.guest_address + user - each.region.user_address
         raise Unusable(f"user address {user:#x} is in no memory region")
+
+
+def _check_size(regions: Iterable[MemoryRegion]) -> None:
+    size = sum(region.size for region in regions)
+    if size > MOST_SHARED:
+        raise Unusable(f"{size:#x} bytes of memory")
 
 
 def _map(region: MemoryRegion, fd: int) -> _Mapped:
