@@ -14,6 +14,14 @@ from virtio_ipsec.driver.admin import RequestQueue
 from virtio_ipsec.driver.errors import DriverError, NotNegotiated
 from virtio_ipsec.errors import ConfigError
 from virtio_ipsec.wire.net_config import NetConfig
+from virtio_ipsec.wire.net_control import (
+    HASH_CONFIG,
+    MAC_TABLES,
+    RSS_CONFIG,
+    HashConfig,
+    MacTables,
+    RssConfig,
+)
 from virtio_ipsec.wire.numbers import (
     CtrlAck,
     CtrlClass,
@@ -87,8 +95,8 @@ class Control:
             if len(address) != 6:
                 raise ConfigError(f"{address.hex(':')} is no Ethernet address")
             tables[address[0] & 1].append(address)
-        data = b"".join(struct.pack("<I", len(table)) + b"".join(table) for table in tables)
-        self._send(CtrlClass.MAC, CtrlMac.TABLE_SET, data)
+        unicast, multicast = map(tuple, tables)
+        self._send(CtrlClass.MAC, CtrlMac.TABLE_SET, MAC_TABLES.build(MacTables(unicast, multicast)))
 
     def vlan(self, vlan_id: int, on: bool) -> None:
         """Add a VLAN to the filter table or remove it."""
@@ -122,10 +130,10 @@ class Control:
             raise ConfigError("the indirection table names a receive queue that was not configured")
         if not 1 <= transmit <= self._pairs:
             raise ConfigError(f"{transmit} transmit queues; {self._pairs} have been configured")
-        data = struct.pack(f"<IHH{size}HHB", hash_types, size - 1, unclassified, *table, transmit, len(key))
+        data = RSS_CONFIG.build(RssConfig(hash_types, unclassified, tuple(table), transmit, key))
         before = self.pairs_in_use
         self._on_pairs(min(before, transmit))
-        self._send(CtrlClass.MQ, CtrlMq.RSS_CONFIG, data + key)
+        self._send(CtrlClass.MQ, CtrlMq.RSS_CONFIG, data)
         self.pairs_in_use = transmit
         self._on_pairs(transmit)
 
@@ -133,7 +141,7 @@ class Control:
         """Hash calculation with automatic receive steering."""
         self._need(Feature.NET_F_HASH_REPORT)
         self._check_hash(hash_types, key)
-        self._send(CtrlClass.MQ, CtrlMq.HASH_CONFIG, struct.pack("<I8xB", hash_types, len(key)) + key)
+        self._send(CtrlClass.MQ, CtrlMq.HASH_CONFIG, HASH_CONFIG.build(HashConfig(hash_types, key)))
 
     def set_guest_offloads(self, features: Iterable[Feature]) -> None:
         """Enable exactly these receive offloads."""
