@@ -146,9 +146,16 @@ def test_frames_of_the_served_port_have_the_size_that_is_told() -> None:
     assert vhost.frame(1420, 1) != vhost.frame(1420, 2)
 
 
+@pytest.fixture(scope="module")
+def loops(tmp_path_factory: pytest.TempPathFactory) -> Native:
+    """What is measured in C."""
+    return Native(tmp_path_factory.mktemp("loops"), device.LOOPS)
+
+
 @pytest.fixture
-def quickly(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def quickly(monkeypatch: pytest.MonkeyPatch, loops: Native) -> Iterator[None]:
     """One short sample of each, and all CPUs afterwards."""
+    monkeypatch.setattr(device, "Native", lambda *_: loops)
     monkeypatch.setattr(device, "TIMED", 0.02)
     monkeypatch.setattr(device, "WARM", 0.0)
     cores = os.sched_getaffinity(0)
@@ -223,7 +230,7 @@ class Rung(Loopback):
         return self.register
 
 
-def test_a_mapped_doorbell_is_written_the_number_of_the_queue(tmp_path: Path) -> None:
+def test_a_mapped_doorbell_is_written_the_number_of_the_queue(loops: Native) -> None:
     link = Rung(loopback("python", V14).device)
     driver: Driver = feeders.started(link)
 
@@ -234,7 +241,7 @@ def test_a_mapped_doorbell_is_written_the_number_of_the_queue(tmp_path: Path) ->
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    feeder = feeders.Feeder(Native(tmp_path, device.LOOPS), driver, 64)
+    feeder = feeders.Feeder(loops, driver, 64)
     feeder.run(30, 8)
     watcher.join()
     feeder.close()
