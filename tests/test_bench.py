@@ -214,11 +214,23 @@ def test_a_device_that_cannot_be_measured_is_an_error_in_a_line(
     assert "\n" not in str(raised.value)
 
 
-def test_a_device_is_measured_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    for words in (["--device", "loopback", "admin"], ["--device", "loopback", "--sizes", "63"]):
-        with pytest.raises(SystemExit) as raised:
-            bench(monkeypatch, *words)
-        assert raised.value.code == 2
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ("--device loopback admin", "--device is measured alone"),
+        ("--device loopback --sizes 63", "are 64 to 4096"),
+        ("--device loopback --rounds 0", "argument --rounds: '0' is no whole number above 0"),
+        ("--device loopback --core 9999", "--core 9999: this process may use"),
+        ("admin --wire null", "--wire is for --device"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: str, reason: str
+) -> None:
+    with pytest.raises(SystemExit) as raised:
+        bench(monkeypatch, *words.split())
+    assert raised.value.code == 2
+    assert reason in capsys.readouterr().err
 
 
 class Rung(Loopback):

@@ -43,6 +43,7 @@ from tools.bench_parts import admin, charts, comparators, device, esp, kernels, 
 from tools.bench_parts.cells import Cell, Quiet, find, ratio
 from tools.bench_parts.native import OWN, Native, compiler_version
 from tools.bench_parts.targets import Target
+from virtio_ipsec.cli.arguments import positive
 
 PARTS = ("kernels", "esp", "rings", "vhost", "admin", "suite")
 SIZES, QUICK_SIZES = (64, 128, 256, 512, 1024, 1420, 8900), (64, 1420, 8900)
@@ -64,7 +65,7 @@ def arguments() -> argparse.Namespace:
     add("--sizes", type=numbers, help="payload bytes, comma separated")
     add("--sas", type=numbers, help="numbers of SAs, comma separated powers of two")
     add("--key-bits", type=int, default=128, choices=(128, 192, 256))
-    add("--rounds", type=int, help="samples of each (default 15, quick 7)")
+    add("--rounds", type=positive(int), help="samples of each (default 15, quick 7)")
     add("--core", type=int, help="run on this CPU (default: the last one)")
     add("--json", type=Path, metavar="FILE", help="write versions, samples and targets there")
     add("--plot", type=Path, metavar="FILE", help="draw them there (SVG)")
@@ -72,6 +73,10 @@ def arguments() -> argparse.Namespace:
     add("--wire", metavar="URI", help="the far end of its wire, as of conformance: some packets are taken and opened")
     add("--interop", action="store_true", help="fetch ipsec-mb 2.x and DPDK into a private folder, and exit")
     given = parser.parse_args()
+    if given.core is not None and given.core not in os.sched_getaffinity(0):
+        parser.error(f"--core {given.core}: this process may use {sorted(os.sched_getaffinity(0))}")
+    if given.wire and not given.device:
+        parser.error("--wire is for --device")
     if given.device:
         _check_device(parser, given)
     given.sizes = given.sizes or (QUICK_SIZES if given.quick else SIZES)
