@@ -46,6 +46,8 @@ from virtio_ipsec.transport.virtio_pci.tables import (
 )
 from virtio_ipsec.wire.numbers import Feature, mask
 
+#: How much of its memory a client keeps to itself: nothing, the rings, or all.
+KEEPS = (0, 0, 4096, MEMORY)
 #: How often an input is followed by a look at everything.
 EVERY = 32
 LIFELIKE = PLAIN | mask(Feature.NET_F_CTRL_VQ, Feature.F_INDIRECT_DESC, Feature.NET_F_CSUM, Feature.F_ADMIN_VQ)
@@ -175,13 +177,15 @@ def set_irqs(index: int, start: int, count: int, flags: int, fds: bytes = b"", d
     return record(say.SET_IRQS, struct.pack("<IIIII", 20, flags, index, start, count) + data, fds)
 
 
-def attach(features: int, *, shares: bool = True) -> list[bytes]:
-    """What a client and its driver say that mean well. Without ``shares`` the memory comes without a descriptor."""
+def attach(features: int, *, keeps: int = 0) -> list[bytes]:
+    """What a client and its driver say that mean well. The first ``keeps`` bytes of memory, of which rings take less
+    than a page, come without a descriptor."""
     guest = Guest(features, MEMORY)
     layout_rings(guest)
     said = [
         record(say.VERSION, b"\0\0\1\0" + say.PROPOSAL),
-        dma_map(BASE, MEMORY, fds=b"\0" if shares else b""),
+        *([dma_map(BASE, keeps, fds=b"")] if keeps else []),
+        *([dma_map(BASE + keeps, MEMORY - keeps, keeps)] if keeps < MEMORY else []),
         record(say.GET_INFO, struct.pack("<IIII", 16, 0, 0, 0)),
         record(say.REGION_INFO, struct.pack("<IIIIQQ", 32, 0, 0, 0, 0, 0)),
         record(say.IO_FDS, struct.pack("<IIII", 4096, 0, 0, 0)),
@@ -245,7 +249,7 @@ def stray(rng: random.Random) -> bytes:
 
 def conversation(rng: random.Random) -> bytes:
     features = LIFELIKE ^ rng.choice((0, mask(Feature.F_RING_PACKED), mask(Feature.F_NOTIFICATION_DATA)))
-    said = attach(features, shares=rng.random() < 0.8)
+    said = attach(features, keeps=rng.choice(KEEPS))
     for _ in range(rng.randrange(12)):
         said.insert(rng.randrange(len(said) + 1), stray(rng))
     if rng.random() < 0.2:
@@ -338,7 +342,7 @@ def work(data: bytes) -> None:
     os.ftruncate(here.guest.fd, MEMORY)
     os.pwrite(here.guest.fd, image, 0)
     voice = Voice()
-    voice.say(b"".join(attach(ring_features(LIFELIKE, choice), shares=bool(choice & 0x18))))
+    voice.say(b"".join(attach(ring_features(LIFELIKE, choice), keeps=KEEPS[choice >> 3 & 3])))
     for move in moves:
         voice.say(notify(move % 4, move.to_bytes(2 + (move & 2), "little")))
         if move & 0x10:
@@ -356,6 +360,8 @@ def work(data: bytes) -> None:
             voice.say(common(CommonCfg.queue_select, index) + common(CommonCfg.queue_reset, 1))
         if move == 0xFF:
             os.ftruncate(here.guest.fd, 4096)
+            for index in QUEUES:
+                voice.say(notify(index, bytes(2)))
             break
     time.sleep(0.0005)
     voice.end()

@@ -464,6 +464,32 @@ def test_only_eventfds_are_rung(host: RemoteHost) -> None:
     os.close(ear)
 
 
+def test_a_descriptor_that_was_taken_is_not_closed_again_when_the_next_cannot_be(
+    host: RemoteHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By then its number may be another thread's."""
+    taken: list[int] = []
+    others: list[int] = []
+
+    def take(_: int, fd: int | None) -> None:
+        assert fd is not None
+        if taken:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        taken.append(fd)
+        os.close(fd)
+        others.append(os.memfd_create("another thread's"))
+        assert others == taken
+
+    monkeypatch.setattr(host.local, "set_msix", take)
+    ear = os.eventfd(0)
+    host.client.say(
+        say.SET_IRQS, struct.pack("<IIIII", 20, say.EVENTFD | say.TRIGGER, say.MSIX, 0, 2), ear, ear
+    )
+    assert host.client.is_closed()
+    os.close(others[0])
+    os.close(ear)
+
+
 # Reset, and the end.
 
 

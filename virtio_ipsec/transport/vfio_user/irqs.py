@@ -63,7 +63,7 @@ class Interrupts:
         if not asked.count:
             if asked.flags != _NONE | SetFlag.ACTION_TRIGGER or asked.start:
                 raise Refused(errno.EINVAL, "no interrupts are set")
-            self._attach(asked.index, range(self._count(asked.index)), ())
+            self._attach(asked.index, range(self._count(asked.index)))
         elif data == _EVENTFD:
             self._set_eventfds(asked.index, action, numbers)
         else:
@@ -86,8 +86,7 @@ class Interrupts:
             except TransportError as error:
                 raise Refused(errno.EINVAL, str(error)) from None
         if action == SetFlag.ACTION_TRIGGER:
-            self._attach(index, numbers, tuple(self._fds))
-            self._fds.clear()
+            self._attach(index, numbers)
         elif action == SetFlag.ACTION_UNMASK and index == IrqIndex.INTX:
             self.close()
             if self._fds:
@@ -96,9 +95,10 @@ class Interrupts:
         else:
             raise Refused(errno.ENOTTY, "nobody is told of masks")
 
-    def _attach(self, index: int, numbers: range, fds: tuple[int, ...]) -> None:
-        """Have each ring its descriptor, or without any nobody."""
-        for number, fd in zip(numbers, fds or (None,) * len(numbers), strict=True):
+    def _attach(self, index: int, numbers: range) -> None:
+        """Have each ring its descriptor, or nobody where none have come."""
+        for number in numbers:
+            fd = self._fds.pop(0) if self._fds else None  # no longer the message's, even if there is an error
             if index == IrqIndex.INTX:
                 self._function.set_intx(fd)
             else:
