@@ -420,7 +420,7 @@ def test_no_gso_type_is_no_segmentation() -> None:
 def test_udp_fragments_over_ipv4_make_up_the_original(size: int) -> None:
     options = [IPOption_Router_Alert(), IPOption_Timestamp(timestamp=5), IPOption_NOP()]
     ip = IP(src="10.0.0.1", dst="10.0.0.2", id=77, flags="DF", options=options)
-    packet = ETHER / ip / UDP(sport=1, dport=2) / DATA
+    packet = ETHER / ip / UDP(sport=1, dport=2) / DATA[: 60 * size]
     want = Ether(bytes(packet))
     l4 = 14 + want[IP].ihl * 4
     pieces = cut(seeded(packet, l4, 6), gso_type=3, gso_size=size, csum_start=l4, csum_offset=6)
