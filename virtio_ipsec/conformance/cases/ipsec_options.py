@@ -79,8 +79,8 @@ def option_udp_encapsulation(bench: Bench) -> None:
     """With the UDP encapsulation option ESP leaves in UDP between the SA's ports, and is opened from it.
 
     Ports of the SA, then ports of zero, which are reported (ledger E66). The UDP checksum is zero over IPv4 and
-    right over IPv6. Inbound the datagram goes to port 4500 and is opened; IKE and keepalives on that port
-    arrive untouched.
+    right over IPv6. Inbound the datagram goes to the SA's port, and to port 4500, and is opened; IKE and keepalives
+    on that port arrive untouched.
     """
     path = DataPath(bench)
     path.need(TUNNEL, IpsecOption.UDP_ENCAP)
@@ -105,10 +105,12 @@ def option_udp_encapsulation(bench: Bench) -> None:
     sa = path.outbound(options=IpsecOption.UDP_ENCAP)
     ports = struct.unpack_from("!HH", _one(path, sa, packet, "INF-22", "with ports of zero"), 20)
     bench.reading("E66", f"ports of zero leave as {ports[0]} and {ports[1]}")
-    sa = path.inbound(options=IpsecOption.UDP_ENCAP)
-    came = path.receive(sa.peer.seal(packet))
-    good = len(came) == 1 and path.is_opened(came[0], packet)
-    bench.check("INF-22", good, "ESP in UDP to port 4500 is opened", came)
+    for port, more in ((4502, fields), (4500, {"options": IpsecOption.UDP_ENCAP})):
+        sa = path.inbound(**more)
+        came = path.receive(sa.peer.seal(packet))
+        good = len(came) == 1 and path.is_opened(came[0], packet)
+        bench.check("INF-22", good, f"ESP in UDP to port {port} is opened", came)
+        path.destroy(sa)
     for what, payload in (("IKE", bytes(4) + bench.octets(28)), ("a keepalive", b"\xff")):
         other = frames.packet(payload, Shape(dport=4500))
         same = [rx.frame for rx in path.receive(other)] == [path.wire(other)]
