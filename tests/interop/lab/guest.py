@@ -82,14 +82,14 @@ class Guest:
         self._read_until(b"@@READY", timeout)
         return self
 
-    def run(self, script: str, timeout: float = 60.0) -> str:
+    def run(self, script: str, timeout: float = 180.0) -> str:
         """Run a shell script; its output. GuestError when its status is not 0."""
         status, output = self.attempt(script, timeout)
         if status:
             raise GuestError(f"{self.name}: status {status} of\n{script}\n{output}")
         return output
 
-    def attempt(self, script: str, timeout: float = 60.0) -> tuple[int, str]:
+    def attempt(self, script: str, timeout: float = 180.0) -> tuple[int, str]:
         """Run a shell script; (status, output)."""
         self.send(script)
         return self.answer(timeout)
@@ -100,7 +100,7 @@ class Guest:
         connection.settimeout(10.0)
         connection.sendall(base64.b64encode(script.encode()) + b"\n")
 
-    def answer(self, timeout: float = 60.0) -> tuple[int, str]:
+    def answer(self, timeout: float = 180.0) -> tuple[int, str]:
         output, status = self._read_until(b"@@END", timeout)
         return int(status), output.decode(errors="replace").replace("\r", "")
 
