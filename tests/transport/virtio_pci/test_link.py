@@ -261,14 +261,24 @@ def test_without_any_interrupt_rings_are_looked_at() -> None:
 
 
 def test_descriptors_that_the_device_has_made_block_do_not() -> None:
-    """They are shared with whoever rings them, flags included."""
-    function = Function()
-    link, _ = started(function)
-    for fd in function.irqs[2]:
+    """They are shared with the device, flags included."""
+    function = Function(bells=True)
+    link = PciLink(function, QUICK)
+    agree(link, SPLIT)
+    link.enable_queue(1, allocate_layout(link.allocator, 8, SPLIT))
+    bell = link.kick_fd(1)
+    assert bell is not None
+    os.eventfd_write(bell, 2**64 - 2)
+    for fd in (bell, *function.irqs[2]):
         assert fd is not None
         os.set_blocking(fd, True)
     found: list[set[int]] = []
-    look = threading.Thread(target=lambda: found.append(link.interrupts()), daemon=True)
+
+    def work() -> None:
+        link.kick(1)
+        found.append(link.interrupts())
+
+    look = threading.Thread(target=work, daemon=True)
     look.start()
     look.join(5)
     assert found

@@ -7,6 +7,7 @@ ring itself: what the driver made available stands there.
 from __future__ import annotations
 
 import os
+import select
 from contextlib import suppress
 from typing import Final, Literal
 
@@ -69,8 +70,12 @@ class Doorbell:
     def ring(self) -> None:
         """Tell the device."""
         if self.fd is not None:
-            with suppress(BlockingIOError):  # a counter that is full says it already
-                os.eventfd_write(self.fd, 1)
+            # A counter that is full says it already. It is the device's too, which may have made it block.
+            poller = select.poll()
+            poller.register(self.fd, select.POLLOUT)
+            if poller.poll(0):
+                with suppress(BlockingIOError):
+                    os.eventfd_write(self.fd, 1)
             return
         value = self._value
         if self._position is not None:
