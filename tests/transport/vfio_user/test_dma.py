@@ -265,12 +265,15 @@ def test_a_file_that_takes_no_memory_takes_no_end_of_address_space_either() -> N
     half = dma._MOST_DIRECT // 2
     os.ftruncate(fd, half)
     table = DmaTable()
-    for number in range(4):
+    for number in range(2):
         table = table.with_map(DmaMap(BOTH, 0, number * half, half), fd)
+    more = DmaMap(BOTH, 0, 2 * half, half)
+    with pytest.raises(Refused) as refused:
+        table.with_map(more, fd)
+    assert refused.value.number == errno.ENOSPC
+    table = without(table, DmaUnmap(0, 0, half)).with_map(more, fd)
     os.close(fd)
-    assert regions(table) == ((0, half), (half, half))
-    table = without(table, DmaUnmap(0, 0, half))
-    assert regions(table) == ((half, half),)
+    assert regions(table) == ((half, half), (2 * half, half))
 
 
 @pytest.mark.parametrize("with_c", [True, False])

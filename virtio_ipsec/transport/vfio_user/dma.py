@@ -22,8 +22,8 @@ MAX_MAPS: Final = 8192
 #: stores stay here (as those into a ROM do nothing), and each page stored into costs a page. What guests have of it is
 #: small: firmware, option ROMs, and behind an IOMMU what is being sent.
 _MOST_READ_ONLY: Final = 1 << 26
-#: Bytes of all mappings of a client that lie in no arena and are put within reach. A file takes no memory for its size:
-#: without a limit one client, of 65 that a process may have, takes the address space of all.
+#: Bytes of all mappings of a client that come with a descriptor and lie in no arena. A file takes no memory for its
+#: size: without a limit one client, of 65 that a process may have, takes the address space of all.
 _MOST_DIRECT: Final = 1 << 40
 #: Arenas of one client, for what it maps in small pieces: their address space is shared with other ports.
 _MAX_ARENAS: Final = 16
@@ -175,7 +175,7 @@ class DmaTable:
         arena = self._arena(address) if Arena.suits(fd, address, size, asked.offset) else None
         if arena is None:
             if sum(each.direct for each in self._mapped) + size > _MOST_DIRECT:
-                return _Mapped(asked, None)
+                raise Refused(errno.ENOSPC, f"more than {_MOST_DIRECT:#x} bytes of memory")
             return _Mapped(asked, map_shared(fd, size, asked.offset, copied=copied))
         arena.put(fd, address, size, asked.offset, copied=copied)
         return _Mapped(asked, arena.view(address, size), arena)
