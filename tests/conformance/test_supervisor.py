@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from random import Random
+from threading import Thread
 
 import pytest
 
@@ -24,7 +25,7 @@ from virtio_ipsec.conformance.reports.junit import to_junit
 from virtio_ipsec.conformance.reports.master import from_json, to_json
 from virtio_ipsec.conformance.reports.page import to_html
 from virtio_ipsec.conformance.reports.text import to_markdown
-from virtio_ipsec.conformance.result import Report
+from virtio_ipsec.conformance.result import CaseResult, Report
 from virtio_ipsec.conformance.target import Target, open_target
 from virtio_ipsec.conformance.verdict import Verdict
 from virtio_ipsec.device.config import DeviceConfig
@@ -176,6 +177,98 @@ def test_a_device_that_cannot_be_reset_ends_the_run_where_it_hangs() -> None:
     seed = next(n for n in range(9) if runner.order_of(cases, n)[0].id == "dies")
     report = supervisor.run(supervisor.Plan(LOOPBACK, cases, seed=seed, reopen=False))
     assert verdicts(report)["good"] == (Verdict.WEDGED, "the device hung in dies and cannot be reset")
+
+
+def test_what_other_processes_are_at_when_the_run_is_given_up_is_judged(tmp_path: Path) -> None:
+    begun = tmp_path / "begun"
+
+    def dies_beside_the_other(bench: Bench) -> None:
+        while not begun.exists():
+            time.sleep(0.01)
+        os._exit(7)
+
+    def takes_longer(bench: Bench) -> None:
+        begun.touch()
+        time.sleep(0.1)
+        good(bench)
+
+    cases = [make("dies", dies_beside_the_other), make("longer", takes_longer)]
+    report = supervisor.run(supervisor.Plan(LOOPBACK, cases, jobs=2, reopen=False))
+    assert verdicts(report) == {
+        "dies": (Verdict.WEDGED, "its process ended with code 7"),
+        "longer": (Verdict.PASS, ""),
+    }
+
+
+def test_a_process_that_dies_between_two_cases_is_no_end_of_the_run(tmp_path: Path) -> None:
+    """The first one is free, and waits for the last sanity run, while the second one works."""
+    begun, heard, died = (tmp_path / name for name in ("begun", "heard", "died"))
+
+    def await_file(file: Path) -> None:
+        while not file.exists():
+            time.sleep(0.01)
+
+    def dies_later(bench: Bench) -> None:
+        await_file(begun)
+        good(bench)
+
+        def die() -> None:
+            await_file(heard)
+            died.write_text(str(os.getpid()))
+            os._exit(7)
+
+        Thread(target=die, daemon=True).start()
+
+    def outlives_it(bench: Bench) -> None:
+        begun.touch()
+        await_file(died)
+        time.sleep(0.1)
+        good(bench)
+
+    def hear(number: int, total: int, result: CaseResult) -> None:
+        if result.id == "dies":
+            heard.touch()
+
+    cases = [make(runner.SANITY, good), make("dies", dies_later), make("outlives", outlives_it)]
+    seed = next(n for n in range(9) if runner.order_of(cases, n)[1].id == "dies")
+    report = supervisor.run(supervisor.Plan(LOOPBACK, cases, seed=seed, jobs=2), hear)
+    assert verdicts(report) == {
+        "dies": (Verdict.PASS, ""),
+        "outlives": (Verdict.PASS, ""),
+        runner.SANITY: (Verdict.WEDGED, "its process ended with code 7"),
+    }
+
+
+def test_errors_of_a_target_need_not_be_made_again_from_their_text() -> None:
+    class OwnError(TransportError):
+        def __init__(self, register: int, found: int) -> None:
+            super().__init__(f"register {register:#x} is {found}")
+
+    @contextmanager
+    def refuses() -> Iterator[Target]:
+        raise OwnError(0x10, 3)
+        yield  # makes it a generator
+
+    with pytest.raises(TransportError, match="register 0x10 is 3"):
+        supervisor.run(supervisor.Plan(refuses, [make("good", good)]))
+
+
+@pytest.mark.parametrize("features", ["abc", -1, 1 << 128, None])
+def test_features_that_cannot_be_are_an_error_of_the_target(features: object) -> None:
+    class Odd(LoopbackTarget):
+        def device_features(self) -> int:
+            return features  # type: ignore[return-value]
+
+    with pytest.raises(TransportError, match="the target's features are no 128 bits"):
+        runner.identity_of(Odd(Device(DeviceConfig(), bytes)))
+
+
+def test_details_of_a_target_are_text_in_a_report() -> None:
+    class Versioned(LoopbackTarget):
+        details = {"firmware": 3, "serial": b"x"}  # type: ignore[dict-item] # noqa: RUF012
+
+    details = runner.identity_of(Versioned(Device(DeviceConfig(), bytes))).details
+    assert details == {"firmware": "3", "serial": "b'x'"}
 
 
 def test_a_target_that_does_not_open_again_ends_the_run_where_it_was_lost(tmp_path: Path) -> None:

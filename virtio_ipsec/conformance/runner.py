@@ -22,11 +22,14 @@ from virtio_ipsec.conformance.result import (
 from virtio_ipsec.conformance.target import Target
 from virtio_ipsec.conformance.trace import Event
 from virtio_ipsec.conformance.verdict import FATAL, CheckFailed, Unsupported, Verdict, Wedged, gravest
-from virtio_ipsec.errors import VirtioIpsecError
+from virtio_ipsec.errors import TransportError, VirtioIpsecError
 from virtio_ipsec.specification import load_clauses
 
 #: Runs first and last: a device that cannot do this would make every other verdict meaningless.
 SANITY = "sanity-start"
+
+#: Feature words that there are (virtio v1.4, Feature Bits): as many as a report shows.
+FEATURE_BITS = 128
 
 #: What a declared deviation may be about.
 NOT_MET = FATAL | {Verdict.WARN, Verdict.UNSUPPORTED}
@@ -131,14 +134,17 @@ def order_of(cases: Iterable[Case], seed: int) -> list[Case]:
 
 
 def identity_of(target: Target) -> Identity:
-    """Who is tested. Resets the device."""
+    """Who is tested. Resets the device. TransportError for feature bits that no report can show."""
     target.reset()
+    features = target.device_features()
+    if not isinstance(features, int) or features not in range(1 << FEATURE_BITS):
+        raise TransportError(f"the target's features are no {FEATURE_BITS} bits: {str(features)[:60]!r}")
     return Identity(
-        target=target.name,
+        target=str(target.name),
         dialect=target.dialect.name,
-        wire=target.has_wire,
-        features=target.device_features(),
-        details=dict(target.details),
+        wire=bool(target.has_wire),
+        features=features,
+        details={str(name): str(text) for name, text in target.details.items()},
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
@@ -22,7 +22,7 @@ from virtio_ipsec.conformance.runner import SANITY, Progress, identity_of, order
 from virtio_ipsec.conformance.target import Target
 from virtio_ipsec.conformance.verdict import Verdict
 from virtio_ipsec.conformance.watcher import Last, Watcher
-from virtio_ipsec.errors import TransportError, VirtioIpsecError
+from virtio_ipsec.errors import ConfigError, TransportError, VirtioIpsecError
 
 #: Seconds that one case may take unless said otherwise; the longest takes a fraction of one on loopback.
 LIMIT = 60.0
@@ -90,7 +90,8 @@ class _Worker:
     def give(self, case: Case, limit: float) -> None:
         self.case = case
         self.deadline = monotonic() + limit + GRACE
-        self.connection.send(case.id)
+        with suppress(OSError):  # it has ended meanwhile: its connection tells so
+            self.connection.send(case.id)
 
     def end(self) -> None:
         self.connection.close()
@@ -123,12 +124,12 @@ class _Team:
     def work(self, cases: deque[Case], jobs: int) -> None:
         """All of ``cases``, by at most ``jobs`` workers."""
         while cases or any(worker.case for worker in self.workers):
+            while self.gone and cases:  # what other workers are at comes to its own end
+                self._note(self._wedged(cases.popleft(), self.gone))
             for worker in self.workers:
                 if worker.case is None and worker.ready and cases:
                     worker.give(cases.popleft(), self.plan.limit)
-            if self.gone:
-                for case in cases:
-                    self._note(self._wedged(case, self.gone))
+            if not any(worker.case for worker in self.workers) and not cases:
                 return
             while len(self.workers) < min(jobs, len(self.workers) + len(cases)):
                 self.workers.append(_Worker(self.plan))
@@ -226,7 +227,15 @@ def _serve(plan: Plan, connection: Connection, near: Connection) -> None:
                     connection.send(said)
     except (EOFError, BrokenPipeError, ConnectionResetError, KeyboardInterrupt):
         return
-    except VirtioIpsecError as error:
-        connection.send(error)
     except Exception as error:  # of a target that is not ours: one line like any other, and no traceback
-        connection.send(TransportError(f"unexpected {type(error).__name__}: {error}"))
+        with suppress(OSError):  # nobody is there any more who would hear it
+            connection.send(_portable(error))
+
+
+def _portable(error: Exception) -> VirtioIpsecError:
+    """An error that another process can read: a class of a target's own may not be made again from its text."""
+    if isinstance(error, ConfigError):
+        return ConfigError(str(error))
+    if isinstance(error, VirtioIpsecError):
+        return TransportError(str(error))
+    return TransportError(f"unexpected {type(error).__name__}: {error}")
