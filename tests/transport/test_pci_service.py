@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 import threading
@@ -11,13 +12,14 @@ from pathlib import Path
 
 import pytest
 from served import until
-from vfio_client import Client
+from vfio_client import DMA_MAP, Client
 
 from virtio_ipsec.errors import ConfigError, TransportError
 from virtio_ipsec.policy.config import parse_ports
 from virtio_ipsec.transport.local_socket import Listener
 from virtio_ipsec.transport.service import Service, Settings
 from virtio_ipsec.transport.service_plan import Overrides, PortPlan, plan_all, plan_ports
+from virtio_ipsec.transport.vfio_user import dma
 from virtio_ipsec.transport.virtio_pci.tables import ExtendedId, Header, Region, SriovCap, SriovControl
 
 GUEST = '[port]\ncontrol = "guest"\nname = "blue"\n'
@@ -83,6 +85,25 @@ def test_a_function_is_served_until_the_service_stops(tmp_path: Path) -> None:
         assert client.is_closed()
         client.close()
     assert os.listdir(tmp_path) == []
+
+
+def test_clients_have_equal_shares_of_the_mappings_of_a_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dma, "_ALL_MAPS", 6)
+    with running(plans(tmp_path)):
+        owner = dial(tmp_path / "f")
+        enable(owner, 1)
+        vf = Client(Alone(), str(tmp_path / "f.vf1"))  # type: ignore[arg-type]
+        assert b'"max_dma_maps":2,' in vf.version()
+        for client in (vf, owner):
+            client.map(None, 0x1000, 0x1000)
+            client.map(None, 0x2000, 0x1000)
+            more = struct.pack("<IIQQQ", 32, 3, 0, 0x3000, 0x1000)
+            assert client.refused(DMA_MAP, more) == errno.ENOSPC
+            client.unmap(0, 0, 2)
+            client.map(None, 0x3000, 0x1000)
+            client.close()
 
 
 def test_virtual_functions_come_and_go_with_vf_enable(tmp_path: Path) -> None:

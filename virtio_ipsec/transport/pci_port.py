@@ -8,6 +8,7 @@ from collections.abc import Callable
 from virtio_ipsec.device.members import SriovGroup
 from virtio_ipsec.errors import TransportError
 from virtio_ipsec.transport.port import ServedPort
+from virtio_ipsec.transport.vfio_user.dma import MAX_MAPS
 from virtio_ipsec.transport.vfio_user.server import VfioUserServer
 from virtio_ipsec.transport.virtio_pci.function import PciFunction
 from virtio_ipsec.transport.virtio_pci.member import VirtualFunction
@@ -19,7 +20,8 @@ class PciPort:
     """``port`` as a function at ``path``; the port stays the caller's. TransportError when it cannot listen there.
 
     ``group``: the virtual functions that it owns. A ``virtual`` function has no socket until its owner enables it: its
-    clients find it at the same path each time. ``make``: what the function is.
+    clients find it at the same path each time. ``most_maps``: DMA mappings that a client may have. ``make``: what the
+    function is.
     """
 
     def __init__(
@@ -30,11 +32,13 @@ class PciPort:
         mode: int = 0o600,
         group: SriovGroup | None = None,
         virtual: bool = False,
+        most_maps: int = MAX_MAPS,
         make: Callable[..., PciFunction] = PciFunction,
     ) -> None:
         self._port = port
         self._path = path
         self._mode = mode
+        self._most_maps = most_maps
         self.function = make(port, members=group, virtual=virtual)
         #: This function as its owner reaches it.
         self.member = VirtualFunction(self.function, self._set_present)
@@ -67,7 +71,9 @@ class PciPort:
                 _log.warning("%s: nobody can reach the function: %s", self._port.name, str(error))
 
     def _listen(self) -> None:
-        self._server = VfioUserServer(self.function, self._path, mode=self._mode)
+        self._server = VfioUserServer(
+            self.function, self._path, mode=self._mode, most_maps=self._most_maps
+        )
 
     def _hang_up(self) -> None:
         server, self._server = self._server, None

@@ -14,7 +14,7 @@ import socket
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import monotonic
 from types import TracebackType
 from typing import Any
@@ -34,6 +34,7 @@ from virtio_ipsec.transport.port import ServedPort
 from virtio_ipsec.transport.service_plan import PortPlan, wire_port
 from virtio_ipsec.transport.uplink import Uplink, open_uplink
 from virtio_ipsec.transport.uplinks.crossed import crossed
+from virtio_ipsec.transport.vfio_user.dma import MAX_MAPS, share_of_maps
 from virtio_ipsec.transport.vhost_user.backend import Backend
 
 _log = logging.getLogger(__name__)
@@ -46,11 +47,12 @@ STOP_WITHIN, _LEAST = 0.8, 0.01
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What is the same for all ports."""
+    """What is the same for all ports. ``most_maps``: see :class:`~virtio_ipsec.transport.pci_port.PciPort`."""
 
     engine: str = "auto"
     client: bool = False
     socket_mode: int = 0o600
+    most_maps: int = MAX_MAPS
     management: ManagementSettings = field(default_factory=ManagementSettings)
 
 
@@ -97,7 +99,12 @@ class RunningPort:
         functions = [each.backend.member for each in members if isinstance(each.backend, PciPort)]
         group = SriovGroup(functions, stoppable=True) if functions else None
         return PciPort(
-            self.port, plan.socket, mode=settings.socket_mode, group=group, virtual=plan.is_virtual
+            self.port,
+            plan.socket,
+            mode=settings.socket_mode,
+            group=group,
+            virtual=plan.is_virtual,
+            most_maps=settings.most_maps,
         )
 
     def _operator(self, fast: FastPath | None, management: Management) -> OperatorPort | None:
@@ -173,9 +180,10 @@ class Service:
         for limit, soft in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_NOFILE, None)):
             hard = resource.getrlimit(limit)[1]
             resource.setrlimit(limit, (hard if soft is None else soft, hard))
+        ports = sum(1 + len(plan.vfs) for plan in plans)
         try:
             for plan in plans:
-                self._open(plan, settings)
+                self._open(plan, replace(settings, most_maps=share_of_maps(ports)))
         except BaseException:
             self.close()
             raise

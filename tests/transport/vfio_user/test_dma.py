@@ -14,7 +14,7 @@ from virtio_ipsec.fastpath import native
 from virtio_ipsec.transport import arena
 from virtio_ipsec.transport.arena import PIECE_LIMIT
 from virtio_ipsec.transport.vfio_user import dma
-from virtio_ipsec.transport.vfio_user.dma import DmaTable
+from virtio_ipsec.transport.vfio_user.dma import MAX_MAPS, DmaTable, share_of_maps
 from virtio_ipsec.transport.vfio_user.messages import Refused
 from virtio_ipsec.transport.vfio_user.payloads import DmaMap, DmaUnmap
 
@@ -212,19 +212,28 @@ def test_only_whole_mappings_are_taken_back(fd: int, asked: DmaUnmap, number: in
     assert refused.value.number == number
 
 
-def test_only_files_are_mapped_and_as_many_as_there_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dma, "MAX_MAPS", 16)
+def test_only_files_are_mapped_and_as_many_as_there_may_be() -> None:
     read_end, write_end = os.pipe()
     with pytest.raises(Refused, match="no file"):
         DmaTable().with_map(DmaMap(BOTH, 0, 0, 0x1000), read_end)
     os.close(read_end)
     os.close(write_end)
-    table = DmaTable()
-    for number in range(16):
-        table = table.with_map(DmaMap(BOTH, 0, number << 12, 0x1000), None)
-    with pytest.raises(Refused) as refused:
-        table.with_map(DmaMap(BOTH, 0, 16 << 12, 0x1000), None)
-    assert refused.value.number == errno.ENOSPC
+    table = DmaTable(16)
+    for _ in range(2):
+        for number in range(16):
+            table = table.with_map(DmaMap(BOTH, 0, number << 12, 0x1000), None)
+        with pytest.raises(Refused) as refused:
+            table.with_map(DmaMap(BOTH, 0, 16 << 12, 0x1000), None)
+        assert refused.value.number == errno.ENOSPC
+        table = without(table, DmaUnmap(2, 0, 0))
+
+
+@pytest.mark.parametrize("clients", [1, 4, 65])
+def test_all_clients_together_leave_the_process_mappings_of_its_own(clients: int) -> None:
+    """Each of theirs may take two, where nothing is its neighbour; Linux grants 65,530."""
+    most = share_of_maps(clients)
+    assert 256 <= most <= MAX_MAPS
+    assert 2 * most * clients <= 60_000
 
 
 def test_memory_without_a_file_or_without_any_access_is_out_of_reach(fd: int) -> None:

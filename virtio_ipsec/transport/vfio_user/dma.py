@@ -15,9 +15,11 @@ from virtio_ipsec.transport.vfio_user.messages import Refused
 from virtio_ipsec.transport.vfio_user.payloads import DmaFlag, DmaMap, DmaUnmap, UnmapFlag
 from virtio_ipsec.transport.vfio_user.remote import DmaChannel, Range, RemoteMemory
 
-#: Most mappings of a client. Each costs the process one or two of its own, of which Linux grants 65,530. An IOMMU has
-#: each page mapped: some 540 for each queue pair of 1024 entries of Linux's driver, and what is being sent.
+#: Most mappings of a client. An IOMMU has each page mapped: some 540 for each queue pair of 1024 entries of Linux's
+#: driver, and what is being sent.
 MAX_MAPS: Final = 8192
+#: Each costs the process one or two of its own, of which Linux grants 65,530: so many are there for all clients.
+_ALL_MAPS: Final = 30_000
 #: Bytes of memory that may only be read, of all mappings, that are put within reach: such memory is mapped so that
 #: stores stay here (as those into a ROM do nothing), and each page stored into costs a page. What guests have of it is
 #: small: firmware, option ROMs, and behind an IOMMU what is being sent.
@@ -29,6 +31,11 @@ _MOST_DIRECT: Final = 1 << 40
 _MAX_ARENAS: Final = 16
 #: A plain number: the complement of a flag has no bits that have no name.
 _ANY_ACCESS: Final = int(DmaFlag.READ | DmaFlag.WRITE)
+
+
+def share_of_maps(clients: int) -> int:
+    """Mappings that each of so many clients of one process may have."""
+    return min(MAX_MAPS, _ALL_MAPS // clients)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +83,10 @@ _Runs = tuple[_Run, ...]
 
 
 class DmaTable:
-    """The mappings of one client. A table is replaced as a whole: what is refused changes nothing."""
+    """The mappings of one client, ``most`` of them. A table is replaced as a whole: what is refused changes nothing."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = MAX_MAPS) -> None:
+        self._most = most
         #: By address.
         self._mapped: tuple[_Mapped, ...] = ()
         self._runs: _Runs = ()
@@ -87,7 +95,7 @@ class DmaTable:
         self._arenas: dict[int, Arena] = {}
 
     def _next(self, mapped: tuple[_Mapped, ...], runs: _Runs, read_only: int) -> DmaTable:
-        made = DmaTable()
+        made = DmaTable(self._most)
         made._mapped, made._runs, made._read_only, made._arenas = mapped, runs, read_only, self._arenas
         return made
 
@@ -123,8 +131,8 @@ class DmaTable:
             for each in self._mapped[max(place - 1, 0) : place + 1]
         ):
             raise Refused(errno.EEXIST, f"{asked.address:#x} ({asked.size:#x} bytes) is mapped already")
-        if len(self) == MAX_MAPS:
-            raise Refused(errno.ENOSPC, f"more than {MAX_MAPS} DMA mappings")
+        if len(self) == self._most:
+            raise Refused(errno.ENOSPC, f"more than {self._most} DMA mappings")
         try:
             made = self._made(asked, fd)
         except Unusable as error:
@@ -142,7 +150,7 @@ class DmaTable:
         if asked.flags & UnmapFlag.ALL:
             if asked.address or asked.size:
                 raise Refused(errno.EINVAL, "DMA_UNMAP of all that names a range")
-            return DmaTable()
+            return DmaTable(self._most)
         place = self._place(asked.address)
         found = self._mapped[place] if place < len(self) else None
         if found is None or (found.begin, found.asked.size) != (asked.address, asked.size):

@@ -71,16 +71,18 @@ class Answer:
 
 
 class Session:
-    """From connection to its end. All of it in the control thread of the function's port."""
+    """From connection to its end. All of it in the control thread of the function's port. ``most_maps``: DMA mappings
+    that the client may have."""
 
-    def __init__(self, function: PciFunction, connection: Connection) -> None:
+    def __init__(self, function: PciFunction, connection: Connection, most_maps: int = MAX_MAPS) -> None:
         self._function = function
         self._port = function.port
         self._connection = connection
         #: Descriptors of the message at hand that nobody has taken.
         self._fds: list[int] = []
         self._irqs = Interrupts(function, self._fds)
-        self._dma = DmaTable()
+        self._most_maps = most_maps
+        self._dma = DmaTable(most_maps)
         self._migration = Migration(function)
         #: What the client can take; None before VERSION.
         self._client: Capabilities | None = None
@@ -172,7 +174,7 @@ class Session:
         ours = Capabilities(
             max_msg_fds=None if said.max_msg_fds is None else MAX_FDS,
             max_data_xfer_size=None if said.max_data_xfer_size is None else MAX_TRANSFER,
-            max_dma_maps=None if said.max_dma_maps is None else MAX_MAPS,
+            max_dma_maps=None if said.max_dma_maps is None else self._most_maps,
             pgsizes=None if said.pgsizes is None else _PAGES,
             write_multiple=True if said.write_multiple else None,
             twin_socket=True if has_twin else None,
