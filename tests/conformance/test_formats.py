@@ -251,6 +251,41 @@ def test_what_passed_and_is_not_judged_any_more_is_a_regression(report: Report) 
         assert not diff.difference(after, report).regressed
 
 
+@pytest.mark.parametrize("verdict", [Verdict.FAIL, Verdict.UNSUPPORTED, Verdict.SKIP])
+def test_a_clause_that_is_lost_inside_a_case_that_passes_is_a_regression(
+    report: Report, verdict: Verdict
+) -> None:
+    judged = next(c for c in report.clauses if c.cases)
+    first, second = (
+        replace(
+            report, clauses=tuple(replace(c, verdict=v) for c in report.clauses if c.clause is judged.clause)
+        )
+        for v in (Verdict.PASS, verdict)
+    )
+    found = diff.difference(first, second)
+    assert found.regressed
+    assert not found.cases
+    counted = "1 fail now, 0 are no" if verdict is Verdict.FAIL else "0 fail now, 1 are no"
+    assert f"1 clauses changed: {counted} longer judged" in diff.to_text(found)
+    assert not diff.difference(second, first).regressed
+
+
+def test_a_deviation_explains_nothing_but_what_it_names(report: Report) -> None:
+    """A case that cites the declared clause and fails in another one is not told to be explained."""
+    declared = replace(report, deviations=(Deviation("CAP-DEV-05", "no groups"),))
+    cites = ("ADM-DEV-05", "CAP-DEV-05")
+    other = replace(result("case-other", Verdict.FAIL), clauses=cites)
+    same = replace(other, checks=(Check("CAP-DEV-05", Verdict.FAIL, "EINVAL", "OK"),))
+    hung = replace(result("case-hung", Verdict.WEDGED), clauses=cites)
+    fine = replace(result("case-fine", Verdict.PASS), clauses=cites)
+    assert [declared.deviation_of(case) is not None for case in (other, same, hung, fine)] == [
+        False,
+        True,
+        True,
+        False,
+    ]
+
+
 def test_a_device_is_not_compared_with_a_driver(report: Report) -> None:
     other = replace(report, identity=replace(report.identity, role="driver"))
     with pytest.raises(ConfigError, match="a device and a driver"):

@@ -79,3 +79,13 @@ def test_a_slow_target_is_tried_with_samples_when_half_of_the_time_is_over() -> 
     assert late.reason.startswith("the target is slow")
     in_time = run_case(case, Lossy(), 0, limit=60.0)
     assert (in_time.verdict, in_time.reason) == (Verdict.FAIL, "")
+
+
+def test_octets_that_were_seen_are_hex() -> None:
+    def sees(bench: Bench) -> None:
+        for seen in (b"\x02V", [b"", b"\x88"], ["", 1], (1, 2)):
+            bench.check("ADM-DEV-05", False, "nothing", seen)
+
+    device = LoopbackTarget(Device(DeviceConfig(), Random(1).randbytes))
+    found = run_case(Case("sees", "Title", "doc", ("ADM-DEV-05",), frozenset(), sees), device, 0)
+    assert [check.seen for check in found.checks] == ["0256", "[nothing, 88]", "['', 1]", "(1, 2)"]

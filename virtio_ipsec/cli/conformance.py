@@ -10,7 +10,7 @@ that does not come, or does nothing that a judge looks at, is no pass: all is NO
 
 `conformance show REPORT.json` makes the other formats from a report of an earlier run; `conformance explain CASE` says
 what a case does and demands; `conformance diff A.json B.json` shows what changed between two runs and exits with 1
-when a case fails that did not fail before, or one that passed is no longer judged.
+when a case or clause fails that did not fail before, or one that passed is no longer judged.
 
 examples:
   virtio-ipsec conformance
@@ -331,7 +331,7 @@ def _summary(report: Report, *, partial: bool) -> str:
     for result in report.cases:
         if result.verdict not in GOT_OVER:
             lines += explain(result)
-            if (deviation := report.deviation(result.id, *result.clauses)) is not None:
+            if (deviation := report.deviation_of(result)) is not None:
                 lines.append(f"  declared deviation: {deviation.reason}")
             lines.append("")
     for verdict in REMARKED:

@@ -225,7 +225,7 @@ class Bench:
             verdict = Verdict.PASS
             if not holds:
                 verdict = Verdict.WARN if advisory else failing_verdict(clause(clause_id).level)
-            self.checks.append(Check(clause_id, verdict, expected, "as expected" if holds else str(seen)))
+            self.checks.append(Check(clause_id, verdict, expected, "as expected" if holds else _shown(seen)))
         return holds
 
     def require(self, clause_id: str, holds: bool, expected: str, seen: object = "something else") -> None:
@@ -283,3 +283,12 @@ class Bench:
             return every
         chosen = sorted(self.rng.sample(range(1, len(every) - 1), THIN - 2))
         return [every[0], *(every[at] for at in chosen), every[-1]]
+
+
+def _shown(seen: object) -> str:
+    """What was seen, octets as hex."""
+    if isinstance(seen, bytes | bytearray):
+        return seen.hex() or "nothing"
+    if isinstance(seen, list):
+        return f"[{', '.join(_shown(each) if isinstance(each, bytes) else repr(each) for each in seen)}]"
+    return str(seen)

@@ -92,6 +92,14 @@ class Report:
         """The declared deviation that bears one of these names of cases and clauses."""
         return next((d for d in self.deviations if d.names in names), None)
 
+    def deviation_of(self, result: CaseResult) -> Deviation | None:
+        """The declared deviation that is about what a case found: about the case itself, or a clause that broke in
+        it. Of a case that came to no end it may be any clause."""
+        if result.verdict is Verdict.PASS:
+            return self.deviation(result.id)
+        broken = [check.clause for check in result.checks if check.verdict is not Verdict.PASS]
+        return self.deviation(result.id, *(broken or result.clauses))
+
     def count(self, verdict: Verdict) -> int:
         """How many cases ended so."""
         return sum(result.verdict is verdict for result in self.cases)

@@ -83,7 +83,10 @@ def isr_of_configuration(bench: Bench) -> None:
         raise Unsupported("the device does not tell of DEVICE_NEEDS_RESET")
     seen = pci.take_isr()
     bench.check(
-        "PCI-ISR-DEV-02", bool(seen & Isr.CONFIG), "the configuration bit of the ISR status is set", f"{seen:#x}"
+        "PCI-ISR-DEV-02",
+        bool(seen & Isr.CONFIG),
+        "the configuration bit of the ISR status is set",
+        f"{seen:#x}",
     )
 
 

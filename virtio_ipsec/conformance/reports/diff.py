@@ -50,8 +50,9 @@ class Difference:
 
     @property
     def regressed(self) -> bool:
-        """Whether a case fails that did not fail before, or one that passed is no longer judged."""
-        return any(change.worse or change.lost for change in self.cases)
+        """Whether a case or clause fails that did not fail before, or one that passed is no longer judged: a case may
+        pass with less than before."""
+        return any(change.worse or change.lost for change in (*self.cases, *self.clauses))
 
 
 def difference(before: Report, after: Report) -> Difference:
@@ -138,11 +139,9 @@ def to_text(found: Difference) -> str:
     if found.readings:
         lines += ["", "readings of ambiguous text that changed:"]
         lines += [f"  {name}: {first} -> {second}" for name, first, second in found.readings]
-    worse, lost, better = (sum(getattr(c, name) for c in found.cases) for name in ("worse", "lost", "better"))
-    lines += [
-        "",
-        f"{len(found.cases)} cases changed: {worse} fail now, {lost} are no longer judged, {better} no longer fail",
-    ]
+    lines += ["", _counts("cases", found.cases)]
+    if found.clauses:
+        lines.append(_counts("clauses", found.clauses))
     return "\n".join(lines).lstrip("\n") + "\n"
 
 
@@ -166,6 +165,11 @@ def to_json(found: Difference) -> dict[str, Any]:
         },
         "readings": [{"entry": n, "before": b, "after": a} for n, b, a in found.readings],
     }
+
+
+def _counts(what: str, changes: tuple[Change, ...]) -> str:
+    worse, lost, better = (sum(getattr(c, name) for c in changes) for name in ("worse", "lost", "better"))
+    return f"{len(changes)} {what} changed: {worse} fail now, {lost} are no longer judged, {better} no longer fail"
 
 
 def _mark(change: Change) -> str:

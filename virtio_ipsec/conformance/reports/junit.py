@@ -74,7 +74,7 @@ def _case(report: Report, group: str, result: CaseResult) -> Xml.Element:
         "testcase", name=result.id, classname=f"virtio-ipsec.{group}", time=f"{result.seconds:.4f}"
     )
     lines = explain(result)
-    deviation = report.deviation(result.id, *result.clauses)
+    deviation = report.deviation_of(result)
     if deviation is not None:
         lines.append(f"declared deviation: {deviation.reason}")
     if result.verdict in ELEMENTS:

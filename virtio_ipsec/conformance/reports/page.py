@@ -238,7 +238,7 @@ def _case(report: Report, result: CaseResult) -> Iterator[str]:
     yield f"<p>Judges {links}. <small>{result.seconds * 1000:.0f} ms</small></p>"
     if result.reason:
         yield f"<p>Reason: {escape(result.reason)}</p>"
-    if (deviation := report.deviation(result.id)) is not None:
+    if (deviation := report.deviation_of(result)) is not None:
         yield f'<p class="deviation">Declared deviation: {escape(deviation.reason)}</p>'
     yield from _checks(result.checks)
     if result.readings:
