@@ -146,6 +146,8 @@ MUTANTS: dict[str, tuple[type[PciLink], str, type[Patient], set[str]]] = {
     "PCI-CC-DRV-08": (BeyondTheQueues, "full", Up, set()),
     "BAS-INIT-03": (ExactLength, "plain", Up, set()),
 }
+#: What is blamed as well where the device is slow: one that is not yet reset sees the rings of the next start.
+IN_TIME = {"PCI-CC-DRV-05": {"BAS-INIT-11"}}
 
 
 @pytest.mark.parametrize("broken", MUTANTS)
@@ -156,7 +158,7 @@ def test_a_wrong_link_is_blamed_for_its_clause_and_nothing_else(broken: str) -> 
         return pci_link(connect, kind)
 
     wrong = blamed(live_report("vfio-user", [face], open_link, script=script))
-    assert wrong.keys() == {broken, *dependants}, wrong
+    assert wrong.keys() - IN_TIME.get(broken, set()) == {broken, *dependants}, wrong
 
 
 class ReadsTheStopped(Patient):
