@@ -146,7 +146,7 @@ MUTANTS: dict[str, tuple[type[PciLink], str, type[Patient], set[str]]] = {
     "PCI-CC-DRV-08": (BeyondTheQueues, "full", Up, set()),
     "BAS-INIT-03": (ExactLength, "plain", Up, set()),
 }
-#: What is blamed as well where the device is slow: one that is not yet reset sees the rings of the next start.
+#: What is blamed as well where the device is slow: one that is not yet reset sees its buffers taken away.
 IN_TIME = {"PCI-CC-DRV-05": {"BAS-INIT-11"}}
 
 
