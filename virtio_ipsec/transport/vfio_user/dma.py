@@ -21,8 +21,8 @@ MAX_MAPS: Final = 8192
 #: Each costs the process one or two of its own, of which Linux grants 65,530: so many are there for all clients.
 _ALL_MAPS: Final = 30_000
 #: Bytes of memory that may only be read, of all mappings, that are put within reach: such memory is mapped so that
-#: stores stay here (as those into a ROM do nothing), and each page stored into costs a page. Firmware and option ROMs are
-#: small; behind an IOMMU it is what is being sent, 64 MiB for each queue pair of 1024 entries with segments of 64 KiB.
+#: stores stay here (as those into a ROM do nothing), and each page stored into costs a page. Firmware and option ROMs
+#: are small; behind an IOMMU it is what is being sent, 64 MiB for each queue pair of 1024 entries of 64 KiB.
 _MOST_READ_ONLY: Final = 1 << 30
 #: Bytes of all mappings of a client that come with a descriptor and lie in no arena. A file takes no memory for its
 #: size: without a limit one client, of 65 that a process may have, takes the address space of all.
