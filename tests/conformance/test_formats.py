@@ -19,7 +19,7 @@ from virtio_ipsec.conformance.monitor.judge import load_judges
 from virtio_ipsec.conformance.reports import diff, master
 from virtio_ipsec.conformance.reports.junit import to_junit
 from virtio_ipsec.conformance.reports.page import to_html
-from virtio_ipsec.conformance.reports.text import badge
+from virtio_ipsec.conformance.reports.text import badge, coverage_line, headline
 from virtio_ipsec.conformance.result import CaseResult, Check, Deviation, Identity, Report
 from virtio_ipsec.conformance.runner import report_of
 from virtio_ipsec.conformance.trace import Event
@@ -268,6 +268,19 @@ def test_a_clause_that_is_lost_inside_a_case_that_passes_is_a_regression(
     counted = "1 fail now, 0 are no" if verdict is Verdict.FAIL else "0 fail now, 1 are no"
     assert f"1 clauses changed: {counted} longer judged" in diff.to_text(found)
     assert not diff.difference(second, first).regressed
+
+
+def test_what_was_left_out_of_a_run_shows_in_its_headline(report: Report) -> None:
+    """A MUST is not hidden by leaving its case out."""
+    asked = [c for c in report.clauses if c.cases or c.clause.observed != "device"]
+    out = len(report.clauses) - len(asked)
+    assert out > 100
+    assert headline(report).endswith(f" in 1.5 s; {out} clauses left out of the run")
+    assert f"{out} left out of the run" in coverage_line(report)
+    assert headline(replace(report, clauses=tuple(asked))).endswith(" in 1.5 s")
+    trace = next(c for c in report.clauses if c.clause.observed == "driver")
+    driver = replace(report, identity=replace(report.identity, role="driver"), clauses=(trace,))
+    assert headline(driver).endswith("; 1 clauses left out of the run")
 
 
 def test_a_deviation_explains_nothing_but_what_it_names(report: Report) -> None:

@@ -253,6 +253,19 @@ def test_errors_of_a_target_need_not_be_made_again_from_their_text() -> None:
         supervisor.run(supervisor.Plan(refuses, [make("good", good)]))
 
 
+@pytest.mark.parametrize("kind", [ConnectionResetError, BrokenPipeError, EOFError])
+def test_a_connection_that_breaks_when_a_target_is_opened_is_told(kind: type[Exception]) -> None:
+    """Not only that the process has ended: the pipe to the suite is another one."""
+
+    @contextmanager
+    def breaks() -> Iterator[Target]:
+        raise kind("to the device")
+        yield  # makes it a generator
+
+    with pytest.raises(TransportError, match=f"unexpected {kind.__name__}: to the device"):
+        supervisor.run(supervisor.Plan(breaks, [make("good", good)]))
+
+
 @pytest.mark.parametrize("features", ["abc", -1, 1 << 128, None])
 def test_features_that_cannot_be_are_an_error_of_the_target(features: object) -> None:
     class Odd(LoopbackTarget):

@@ -225,7 +225,7 @@ def _serve(plan: Plan, connection: Connection, near: Connection) -> None:
                     said = _with_target(found, target)
                 if not watcher.has_told:
                     connection.send(said)
-    except (EOFError, BrokenPipeError, ConnectionResetError, KeyboardInterrupt):
+    except KeyboardInterrupt:
         return
     except Exception as error:  # of a target that is not ours: one line like any other, and no traceback
         with suppress(OSError):  # nobody is there any more who would hear it

@@ -25,9 +25,11 @@ def headline(report: Report) -> str:
     wire = " (no wire: packet cases are UNSUPPORTED)" if is_device and not report.identity.wire else ""
     what = "" if is_device else f"{report.identity.role} "
     outcome = "passed" if report.passed else "FAILED"
+    out = sum(not r.cases and unjudged(report, r.clause.observed) is LEFT_OUT for r in report.clauses)
+    rest = f"; {out} clauses left out of the run" if out else ""
     return (
         f"{outcome}: {what}{report.identity.target}, dialect {report.identity.dialect}{wire}: "
-        f"{len(report.cases)} cases, {counts} in {report.seconds:.1f} s"
+        f"{len(report.cases)} cases, {counts} in {report.seconds:.1f} s{rest}"
     )
 
 
@@ -47,9 +49,11 @@ GOT_OVER = frozenset({Verdict.PASS, Verdict.UNSUPPORTED, Verdict.NOT_SEEN})
 #: Verdicts whose reasons are told in a list: one line each.
 REMARKED = {Verdict.PASS: "Remarks", Verdict.UNSUPPORTED: "Unsupported", Verdict.NOT_SEEN: "Not seen"}
 
+#: Of a clause whose cases were not among those that were asked for.
+LEFT_OUT = "left out of the run"
 #: Why no case judges a clause here, by how the clause is observed.
 UNJUDGED = {
-    "device": "no case",
+    "device": LEFT_OUT,
     "driver": "judged from a driver's trace",
     "special": "needs a special set-up",
     "none": "not observable",
@@ -60,8 +64,9 @@ BY_DEVICES = "judged with devices"
 
 def unjudged(report: Report, observed: str) -> str:
     """Why no case judges a clause in this report."""
-    other_side = report.identity.role == "driver" and observed == "device"
-    return BY_DEVICES if other_side else UNJUDGED[observed]
+    if observed == report.identity.role:
+        return LEFT_OUT
+    return BY_DEVICES if observed == "device" else UNJUDGED[observed]
 
 
 def coverage(report: Report) -> list[tuple[str, Counter[str]]]:
