@@ -54,31 +54,12 @@ NEEDS: dict[str, tuple[str, Callable[[], object]]] = {
 }
 _not_run: Counter[str] = Counter()
 
-#: Whole suites run here and random cases by the thousand, over lines that other tests go as well: without coverage,
-#: which would make them two or three times slower and find nothing new.
-REPEATING = (
-    "conformance/test_lean_devices.py",
-    "conformance/test_loopback.py",
-    "differential/",
-    "fuzz/",
-    "mutants/",
-    "property/",
-    "ring/test_notifications.py",
-    "ring/test_split_bytes.py",
-    "test_layers.py",
-    "transport/test_loopback.py",
-    "transport/virtio_pci/test_ivs.py",
-)
-
 
 @pytest.hookimpl(trylast=True)  # of what was asked for with -m
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Take out what cannot run here, and what coverage is to leave alone."""
+    """Take out what cannot run here."""
     left_out = []
-    here = Path(__file__).parent
     for item in items:
-        if item.path.relative_to(here).as_posix().startswith(REPEATING):
-            item.add_marker("no_cover")
         for need in (need for mark in item.iter_markers("needs") for need in mark.args):
             missing, is_here = NEEDS[need]
             if not is_here():

@@ -24,7 +24,7 @@ MUTANTS = load_mutants()
 
 @pytest.fixture(scope="module", autouse=True)
 def _shared(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Workers of xdist find what another has seen. Looking is for the tests: coverage leaves them alone, not this."""
+    """Workers of xdist find what another has seen."""
     folder = tmp_path_factory.getbasetemp()
     touched.shared = folder.parent if os.environ.get("PYTEST_XDIST_WORKER") else folder
 
