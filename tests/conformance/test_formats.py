@@ -21,7 +21,7 @@ from virtio_ipsec.conformance.reports.junit import to_junit
 from virtio_ipsec.conformance.reports.page import to_html
 from virtio_ipsec.conformance.reports.text import badge, coverage_line, headline
 from virtio_ipsec.conformance.result import CaseResult, Check, Deviation, Identity, Report
-from virtio_ipsec.conformance.runner import report_of
+from virtio_ipsec.conformance.runner import report_of, select
 from virtio_ipsec.conformance.trace import Event
 from virtio_ipsec.conformance.verdict import Verdict
 from virtio_ipsec.errors import ConfigError
@@ -200,7 +200,7 @@ def test_the_page_is_well_formed_loads_nothing_and_its_links_lead_somewhere(repo
 
 
 def test_a_badge_counts_what_ran(report: Report) -> None:
-    assert json.loads(badge(report)) == {
+    assert json.loads(badge(replace(report, left_out=()))) == {
         "schemaVersion": 1,
         "label": "virtio-net IPsec virtio-1.4",
         "message": "1 of 6 pass",
@@ -272,15 +272,26 @@ def test_a_clause_that_is_lost_inside_a_case_that_passes_is_a_regression(
 
 def test_what_was_left_out_of_a_run_shows_in_its_headline(report: Report) -> None:
     """A MUST is not hidden by leaving its case out."""
-    asked = [c for c in report.clauses if c.cases or c.clause.observed != "device"]
-    out = len(report.clauses) - len(asked)
-    assert out > 100
-    assert headline(report).endswith(f" in 1.5 s; {out} clauses left out of the run")
+    asked = {case.id for case in report.cases}
+    assert {case.id for case in select("virtio-1.4")} - asked == set(report.left_out) != set()
+    assert headline(report).endswith(f" in 1.5 s; {len(report.left_out)} cases left out of the run")
+    assert json.loads(badge(report))["message"].endswith(f" pass, {len(report.left_out)} left out")
+    out = sum(not c.cases and c.clause.observed == "device" for c in report.clauses)
     assert f"{out} left out of the run" in coverage_line(report)
-    assert headline(replace(report, clauses=tuple(asked))).endswith(" in 1.5 s")
-    trace = next(c for c in report.clauses if c.clause.observed == "driver")
-    driver = replace(report, identity=replace(report.identity, role="driver"), clauses=(trace,))
-    assert headline(driver).endswith("; 1 clauses left out of the run")
+    whole = replace(report, left_out=())
+    assert headline(whole).endswith(" in 1.5 s")
+    assert "left out" not in badge(whole)
+
+
+@pytest.mark.parametrize(("passed", "left_out", "color"), [
+    (True, (), "brightgreen"), (True, ("a",), "yellow"), (False, (), "red"), (False, ("a",), "red"),
+])  # fmt: skip
+def test_a_badge_is_bright_only_for_a_whole_run_that_passed(
+    report: Report, passed: bool, left_out: tuple[str, ...], color: str
+) -> None:
+    case = result("case-fine", Verdict.PASS if passed else Verdict.FAIL)
+    shown = badge(replace(report, cases=(case,), left_out=left_out))
+    assert json.loads(shown)["color"] == color
 
 
 def test_a_deviation_explains_nothing_but_what_it_names(report: Report) -> None:

@@ -87,6 +87,8 @@ class Report:
     clauses: tuple[ClauseResult, ...]
     seconds: float
     deviations: tuple[Deviation, ...] = ()
+    #: Cases of the suite, of this dialect and role, that nobody asked for.
+    left_out: tuple[str, ...] = ()
 
     def deviation(self, *names: str) -> Deviation | None:
         """The declared deviation that bears one of these names of cases and clauses."""

@@ -175,6 +175,7 @@ def report_of(
         clauses=judged,
         seconds=seconds,
         deviations=tuple(replace(d, seen=d.names in bad) for d in deviations),
+        left_out=tuple(sorted({case.id for case in select(identity.dialect)} - found.keys())),
     )
 
 

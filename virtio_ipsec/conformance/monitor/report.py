@@ -63,6 +63,9 @@ def judge_trace(
         cases=results,
         clauses=clause_verdicts(driver_clauses(dialect), results),
         seconds=seconds,
+        left_out=tuple(
+            sorted({one.id for one in select_judges(dialect.name)} - {result.id for result in results})
+        ),
     )
 
 

@@ -19,7 +19,7 @@ from virtio_ipsec.conformance.verdict import Verdict
 from virtio_ipsec.errors import ConfigError
 from virtio_ipsec.specification import Clause
 
-SCHEMA = "virtio-ipsec/report/2"
+SCHEMA = "virtio-ipsec/report/3"
 
 
 def to_json(report: Report) -> dict[str, Any]:
@@ -46,6 +46,7 @@ def to_json(report: Report) -> dict[str, Any]:
             {"names": deviation.names, "reason": deviation.reason, "seen": deviation.seen}
             for deviation in report.deviations
         ],
+        "left_out": list(report.left_out),
     }
 
 
@@ -112,6 +113,7 @@ def from_json(data: Any) -> Report:
             deviations=tuple(
                 Deviation(str(d["names"]), str(d["reason"]), bool(d["seen"])) for d in data["deviations"]
             ),
+            left_out=tuple(map(str, data["left_out"])),
         )
     except KeyError as error:
         raise ConfigError(f"the report lacks {error}") from None

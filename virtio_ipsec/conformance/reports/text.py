@@ -25,8 +25,7 @@ def headline(report: Report) -> str:
     wire = " (no wire: packet cases are UNSUPPORTED)" if is_device and not report.identity.wire else ""
     what = "" if is_device else f"{report.identity.role} "
     outcome = "passed" if report.passed else "FAILED"
-    out = sum(not r.cases and unjudged(report, r.clause.observed) is LEFT_OUT for r in report.clauses)
-    rest = f"; {out} clauses left out of the run" if out else ""
+    rest = f"; {len(report.left_out)} cases left out of the run" if report.left_out else ""
     return (
         f"{outcome}: {what}{report.identity.target}, dialect {report.identity.dialect}{wire}: "
         f"{len(report.cases)} cases, {counts} in {report.seconds:.1f} s{rest}"
@@ -37,7 +36,9 @@ def badge(report: Report) -> str:
     """One line of JSON in the form that badge services read from an endpoint."""
     ran = sum(r.verdict not in UNDECIDED for r in report.cases)
     message = f"{report.count(Verdict.PASS)} of {ran} pass"
-    color = "brightgreen" if report.passed else "red"
+    if report.left_out:
+        message += f", {len(report.left_out)} left out"
+    color = "red" if not report.passed else "yellow" if report.left_out else "brightgreen"
     role = "" if report.identity.role == "device" else f"{report.identity.role} "
     label = f"virtio-net IPsec {role}{report.identity.dialect}"
     return json.dumps({"schemaVersion": 1, "label": label, "message": message, "color": color}) + "\n"
