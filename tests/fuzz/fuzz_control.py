@@ -105,6 +105,13 @@ class Stage:
     def quiet(self) -> bool:
         return threading.active_count() <= self.threads and not self.back_end._calls
 
+    def left_none_open(self) -> bool:
+        """No descriptor more than before; threads that have ended may be about to close theirs."""
+        if len(os.listdir("/proc/self/fd")) <= self.fds:
+            return True
+        gc.collect()  # a refusal that is still being looked at holds what it was about
+        return len(os.listdir("/proc/self/fd")) <= self.fds
+
     def check(self) -> None:
         """After an input, its client being gone."""
         self.until(self.quiet)
@@ -114,9 +121,7 @@ class Stage:
             served.start()
             self.until(lambda: not served.is_alive())
         self.until(lambda: not self.back_end.server._clients)
-        if len(os.listdir("/proc/self/fd")) > self.fds:
-            gc.collect()  # a refusal that is still being looked at holds what it was about
-            assert len(os.listdir("/proc/self/fd")) <= self.fds
+        self.until(self.left_none_open)
         self.runs += 1
         if self.runs % LIFE == 0 or len(self.holds()[0]) > 200:
             self.back_end.stop()

@@ -149,7 +149,8 @@ def test_two_linux_hosts_talk(hosts: Hosts) -> None:
     for counts in all_counts.values():
         assert counts["tx_errors_sent"]
         names = {name for name in counts if "_drop_" in name}
-        assert names <= {"tx_drop_drop_default", "tx_drop_too_big"}, counts
+        # What comes before the guest has shown its address is lost: that is what was waited for.
+        assert names <= {"tx_drop_drop_default", "tx_drop_too_big", "rx_drop_no_guest"}, counts
 
 
 def ping(hosts: Hosts, side: str, address: str, *options: str) -> str:
